@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flight
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestJoin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group[string, int]
+		var runs atomic.Int32
+		fn := func(context.Context) (int, error) {
+			time.Sleep(time.Second)
+			return int(runs.Add(1)), nil
+		}
+		for range 10 {
+			go func() {
+				if v, err := g.Do(t.Context(), "k", fn); v != 1 || err != nil {
+					t.Errorf("%d %v", v, err)
+				}
+			}()
+		}
+		time.Sleep(2 * time.Second)
+		if v, err := g.Do(t.Context(), "k", fn); v != 2 || err != nil {
+			t.Errorf("later call: %d %v", v, err)
+		}
+		if len(g.calls) != 0 {
+			t.Errorf("%d entries left", len(g.calls))
+		}
+	})
+}
+
+func TestDeadlineLeavesItRunning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group[string, int]
+		fn := func(ctx context.Context) (int, error) {
+			select {
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			case <-time.After(3 * time.Second):
+				return 7, nil
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := g.Do(ctx, "k", fn); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if v, err := g.Do(t.Context(), "k", fn); v != 7 || err != nil || time.Since(start) != 2*time.Second {
+			t.Fatalf("%d %v after %v", v, err, time.Since(start))
+		}
+	})
+}
+
+func TestCancelEndsItAndARetryStartsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group[string, int]
+		n := 0
+		fn := func(ctx context.Context) (int, error) {
+			n++
+			select {
+			case <-ctx.Done():
+				time.Sleep(time.Second) // clean-up
+				return 0, ctx.Err()
+			case <-time.After(3 * time.Second):
+				return n, nil
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { time.Sleep(time.Second); cancel() }()
+		if _, err := g.Do(ctx, "k", fn); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if v, err := g.Do(t.Context(), "k", fn); v != 2 || err != nil {
+			t.Fatalf("%d %v", v, err)
+		}
+	})
+}
