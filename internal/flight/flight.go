@@ -10,6 +10,8 @@ package flight
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 )
 
@@ -56,20 +58,31 @@ func (g *Group[K, V]) join(ctx context.Context, key K, fn func(context.Context) 
 	g.calls[key] = c
 	go func() { // ends with fn; its callers wait for done
 		defer cancel()
-		finished := false
-		defer func() {
-			if !finished { // fn panicked: the process ends, but callers must not hang if a test recovers
-				c.err = errors.New("operation panicked")
-			}
-			g.mu.Lock()
-			delete(g.calls, key)
-			g.mu.Unlock()
-			close(c.done)
-		}()
-		c.v, c.err = fn(runCtx)
-		finished = true
+		c.v, c.err = guard(runCtx, fn)
+		g.mu.Lock()
+		delete(g.calls, key)
+		g.mu.Unlock()
+		close(c.done)
 	}()
 	return c
+}
+
+// Panic is the error of an operation that panicked: a bug of ours, which ends that operation and not the process.
+type Panic struct {
+	Value any
+	// Stack is for the log, never for a caller.
+	Stack []byte
+}
+
+func (p *Panic) Error() string { return fmt.Sprintf("internal error: %v", p.Value) }
+
+func guard[V any](ctx context.Context, fn func(context.Context) (V, error)) (v V, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = &Panic{Value: r, Stack: debug.Stack()}
+		}
+	}()
+	return fn(ctx)
 }
 
 // wait reports again when the operation was cancelled by its other callers and has ended: the caller must start anew.

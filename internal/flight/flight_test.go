@@ -83,3 +83,12 @@ func TestCancelEndsItAndARetryStartsAnew(t *testing.T) {
 		}
 	})
 }
+
+func TestPanicIsAnError(t *testing.T) {
+	var g Group[string, int]
+	_, err := g.Do(t.Context(), "k", func(context.Context) (int, error) { panic("boom") })
+	var p *Panic
+	if !errors.As(err, &p) || p.Value != "boom" || len(p.Stack) == 0 {
+		t.Fatalf("got %v", err)
+	}
+}
