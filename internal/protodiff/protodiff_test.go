@@ -12,7 +12,7 @@ import (
 func TestFirst(t *testing.T) {
 	base := &cri.ContainerConfig{
 		Command: []string{"a", "b"}, Labels: map[string]string{"x": "1"},
-		Envs:  []*cri.KeyValue{{Key: "K", Value: "v"}},
+		Envs:  []*cri.KeyValue{{Key: "K", Value: []byte("v")}},
 		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{Privileged: true}},
 	}
 	for want, change := range map[string]func(*cri.ContainerConfig){
@@ -22,7 +22,7 @@ func TestFirst(t *testing.T) {
 		"command[2]":                        func(c *cri.ContainerConfig) { c.Command = append(c.Command, "c") },
 		"labels[\"x\"]":                     func(c *cri.ContainerConfig) { c.Labels["x"] = "2" },
 		"labels[\"y\"]":                     func(c *cri.ContainerConfig) { c.Labels["y"] = "2" },
-		"envs[0].value":                     func(c *cri.ContainerConfig) { c.Envs[0].Value = "w" },
+		"envs[0].value":                     func(c *cri.ContainerConfig) { c.Envs[0].Value = []byte("w") },
 		"linux.security_context.privileged": func(c *cri.ContainerConfig) { c.Linux.SecurityContext.Privileged = false },
 		"linux":                             func(c *cri.ContainerConfig) { c.Linux = nil },
 	} {
