@@ -69,7 +69,7 @@ func declStyle(t *Tree, f File) []string {
 			if n := t.lines(d); n > maxFunctionLines {
 				out = append(out, fmt.Sprintf("%s: function %s has %d lines; at most %d (50 is the aim)", at(d.Pos()), d.Name.Name, n, maxFunctionLines))
 			}
-			if !f.Test && d.Name.IsExported() && exportedReceiver(d) && d.Doc == nil {
+			if !f.Test && d.Name.IsExported() && exportedReceiver(d) && d.Doc == nil && !wellKnown(d) {
 				out = append(out, fmt.Sprintf("%s: exported %s has no doc comment", at(d.Pos()), d.Name.Name))
 			}
 		case *ast.GenDecl:
@@ -197,6 +197,11 @@ func methodCounts(t *Tree) []string {
 // lines counts the lines between the braces' ends.
 func (t *Tree) lines(d *ast.FuncDecl) int {
 	return t.Fset.Position(d.End()).Line - t.Fset.Position(d.Pos()).Line + 1
+}
+
+// wellKnown are methods whose contract is the standard library's.
+func wellKnown(d *ast.FuncDecl) bool {
+	return d.Recv != nil && slices.Contains([]string{"Error", "String", "Unwrap", "Is", "As", "Close", "Read", "Write", "Len", "Less", "Swap", "MarshalJSON", "UnmarshalJSON"}, d.Name.Name)
 }
 
 func exportedReceiver(d *ast.FuncDecl) bool {
