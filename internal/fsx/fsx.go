@@ -110,9 +110,14 @@ func step(dir int, name string, mode uint32, uid, gid int) (link string, err err
 	if !errors.Is(err, unix.EEXIST) {
 		return "", err
 	}
+	return readLink(dir, name) // if it is no link and no directory either, the next open says so
+}
+
+// readLink gives a symbolic link's target, or "" for anything else.
+func readLink(dir int, name string) (string, error) {
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(dir, name, buf)
-	if errors.Is(err, unix.EINVAL) { // not a link; if it is no directory the next open says so
+	if errors.Is(err, unix.EINVAL) {
 		return "", nil
 	}
 	if err != nil {
@@ -133,22 +138,49 @@ func split(path string) []string {
 
 func join(parts []string) string { return "/" + strings.Join(parts, "/") }
 
-// TouchInRoot makes an empty regular file at path below root unless something is there, with its missing parents.
-// It is what a file is mounted over.
+// TouchInRoot makes an empty regular file at path below root unless something is there, with its missing parents. It is what
+// a file is mounted over. A dangling symbolic link is followed inside the root and its target made.
 func TouchInRoot(root *os.File, path string, mode uint32, uid, gid int) error {
-	if fd, err := openat2(int(root.Fd()), path, unix.O_PATH, 0); err == nil {
-		return unix.Close(fd)
+	for range maxLinks {
+		if fd, err := openat2(int(root.Fd()), path, unix.O_PATH, 0); err == nil {
+			return unix.Close(fd)
+		}
+		next, err := touch(root, path, mode, uid, gid)
+		if err != nil || next == "" {
+			return err
+		}
+		path = next
 	}
-	dir, err := MkdirAllInRoot(root, filepath.Dir("/"+path), 0o755, uid, gid)
+	return &os.PathError{Op: "create", Path: path, Err: unix.ELOOP}
+}
+
+// touch makes the file, or gives the path that a dangling link in its place leads to.
+func touch(root *os.File, path string, mode uint32, uid, gid int) (next string, err error) {
+	parent, name := filepath.Split(strings.TrimRight("/"+path, "/"))
+	dir, err := MkdirAllInRoot(root, parent, 0o755, uid, gid)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer dir.Close()
-	err = unix.Mknodat(int(dir.Fd()), filepath.Base(path), unix.S_IFREG|mode, 0)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return &os.PathError{Op: "create", Path: path, Err: err}
+	target, err := occupy(int(dir.Fd()), name, mode, uid, gid)
+	if err != nil {
+		return "", &os.PathError{Op: "create", Path: path, Err: err}
 	}
-	return nil
+	if target == "" || strings.HasPrefix(target, "/") {
+		return target, nil
+	}
+	return parent + target, nil
+}
+
+func occupy(dir int, name string, mode uint32, uid, gid int) (link string, err error) {
+	err = unix.Mknodat(dir, name, unix.S_IFREG|mode, 0)
+	if err == nil {
+		return "", unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return "", err
+	}
+	return readLink(dir, name)
 }
 
 // ReadFileInRoot reads a regular file below root. Anything else (a FIFO, a device, a directory) and anything larger than

@@ -106,7 +106,10 @@ func TestTouchKeepsWhatIsThere(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("kept"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{"/f", "/x/y/z"} {
+	if err := os.Symlink("../run/stub", filepath.Join(dir, "resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"/f", "/x/y/z", "resolv.conf"} {
 		if err := TouchInRoot(root, p, 0o644, os.Getuid(), os.Getgid()); err != nil {
 			t.Fatal(err)
 		}
@@ -114,8 +117,10 @@ func TestTouchKeepsWhatIsThere(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "f")); err != nil || string(b) != "kept" {
 		t.Fatalf("%q %v", b, err)
 	}
-	if st, err := os.Stat(filepath.Join(dir, "x/y/z")); err != nil || !st.Mode().IsRegular() {
-		t.Fatalf("%v %v", st, err)
+	for _, p := range []string{"x/y/z", "run/stub"} {
+		if st, err := os.Stat(filepath.Join(dir, p)); err != nil || !st.Mode().IsRegular() {
+			t.Fatalf("%v %v", st, err)
+		}
 	}
 }
 
