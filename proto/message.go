@@ -49,12 +49,22 @@ type Spawned struct {
 	PID int32
 	// StartTime is field 22 of /proc/PID/stat: clock ticks since boot; with the pid it names the process for good.
 	StartTime uint64
-	// FailedOp is the index of the op that failed, or -1. Errno is its errno. FailedOp -2: the clone itself failed.
+	// FailedOp is the index of the op that failed, or FailedNone, FailedClone, FailedKilled. Errno is its errno.
 	FailedOp int32
 	Errno    uint32
-	// Status is the wait status of a Run process.
+	// Status is the wait status of a Run process, or of one that was killed before execve.
 	Status uint32
 }
+
+// Values of Spawned.FailedOp that are no index.
+const (
+	// FailedNone: nothing failed.
+	FailedNone = -1
+	// FailedClone: the clone itself failed, with Errno.
+	FailedClone = -2
+	// FailedKilled: the process was killed before execve; Status is its wait status.
+	FailedKilled = -3
+)
 
 // Exited is an event: the process has ended and its output up to that moment is in the log. It is sent to every connection,
 // and again by List, until Forget.
@@ -105,7 +115,9 @@ type TTY struct{ ID string }
 // Forget drops a process that has exited, with its stdio and records. Unknown ids succeed.
 type Forget struct{ ID string }
 
-// Upgrade makes the keeper pair re-execute itself from the descriptor, a sealed memfd with a new keeper binary. Answered by Ack before it happens.
+// Upgrade makes the keeper pair re-execute itself from the descriptor, a new keeper binary open for reading: both keep their
+// children and all they hold. It is answered by an Ack before it happens, or with the reason why it can't. The connection
+// then ends; the Hello of the next one tells which build runs.
 type Upgrade struct{}
 
 // Ack answers requests that have no answer of their own. Errno 0 is success; Error then is empty.
@@ -128,13 +140,38 @@ func (*Upgrade) kind() uint16 { return 11 }
 func (*Ack) kind() uint16     { return 12 }
 func (*Release) kind() uint16 { return 13 }
 
+// newMessage gives an empty message of a kind, or nil.
 func newMessage(kind uint16) Message {
-	for _, m := range []Message{&Hello{}, &Spawn{}, &Spawned{}, &Exited{}, &List{}, &Listed{}, &Reopen{}, &Attach{}, &TTY{}, &Forget{}, &Upgrade{}, &Ack{}, &Release{}} {
-		if m.kind() == kind {
-			return m
-		}
+	switch kind {
+	case 1:
+		return &Hello{}
+	case 2:
+		return &Spawn{}
+	case 3:
+		return &Spawned{}
+	case 4:
+		return &Exited{}
+	case 5:
+		return &List{}
+	case 6:
+		return &Listed{}
+	case 7:
+		return &Reopen{}
+	case 8:
+		return &Attach{}
+	case 9:
+		return &TTY{}
+	case 10:
+		return &Forget{}
+	case 11:
+		return &Upgrade{}
+	case 12:
+		return &Ack{}
+	case 13:
+		return &Release{}
+	default:
+		return newPairMessage(kind)
 	}
-	return nil
 }
 
 func (m *Hello) fields(c *codec) { c.u32(&m.Version); c.str(&m.Build) }

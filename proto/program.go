@@ -5,7 +5,7 @@ package proto
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
+	"strconv"
 )
 
 // A launch program is a flat list of system calls that a child of the keeper makes between clone and execve.
@@ -71,7 +71,7 @@ const (
 
 // Pseudo-operations.
 const (
-	// PseudoStore32 writes the low 32 bits of Arg[1] to data offset Arg[0] (descriptor numbers inside structs).
+	// PseudoStore32 writes the low 32 bits of Arg[1] to data offset Arg[0], of the kind Imm or Data (descriptor numbers inside structs).
 	PseudoStore32 uint32 = 1<<16 + iota
 	// PseudoStore64 writes Arg[1] to data offset Arg[0].
 	PseudoStore64
@@ -117,7 +117,7 @@ var ErrProgram = errors.New("malformed launch program")
 // Encode gives the program's wire form.
 func (p *Program) Encode() ([]byte, error) {
 	if len(p.Ops) > MaxOps || len(p.Data) > MaxData {
-		return nil, fmt.Errorf("%w: %d ops, %d bytes of data", ErrProgram, len(p.Ops), len(p.Data))
+		return nil, refuse(ErrProgram, strconv.Itoa(len(p.Ops)), " ops, ", strconv.Itoa(len(p.Data)), " bytes of data")
 	}
 	relocs := (len(p.Relocs)*4 + 7) &^ 7
 	b := make([]byte, 0, HeaderSize+len(p.Ops)*OpSize+relocs+len(p.Data))
@@ -163,65 +163,70 @@ type Layout struct {
 func Check(b []byte, numFDs int) (Layout, error) {
 	le := binary.NativeEndian
 	if len(b) < HeaderSize || le.Uint32(b) != ProgramMagic {
-		return Layout{}, fmt.Errorf("%w: no header", ErrProgram)
+		return Layout{}, refuse(ErrProgram, "no header")
 	}
 	var l Layout
 	l.NumOps, l.NumRelocs, l.DataLen = int(le.Uint32(b[4:])), int(le.Uint32(b[8:])), int(le.Uint32(b[12:]))
 	if l.NumOps > MaxOps || l.NumRelocs > MaxData/8 || l.DataLen > MaxData {
-		return Layout{}, fmt.Errorf("%w: too large", ErrProgram)
+		return Layout{}, refuse(ErrProgram, "too large")
 	}
 	l.Ops = HeaderSize
 	l.Relocs = l.Ops + l.NumOps*OpSize
 	l.Data = l.Relocs + (l.NumRelocs*4+7)&^7
 	if len(b) != l.Data+l.DataLen {
-		return Layout{}, fmt.Errorf("%w: %d bytes, header says %d", ErrProgram, len(b), l.Data+l.DataLen)
+		return Layout{}, refuse(ErrProgram, strconv.Itoa(len(b)), " bytes, header says ", strconv.Itoa(l.Data+l.DataLen))
 	}
 	for i := range l.NumRelocs {
 		o := int(le.Uint32(b[l.Relocs+4*i:]))
 		if o%8 != 0 || o+8 > l.DataLen || le.Uint64(b[l.Data+o:]) > uint64(l.DataLen) {
-			return Layout{}, fmt.Errorf("%w: reloc %d", ErrProgram, i)
+			return Layout{}, refuse(ErrProgram, "reloc ", strconv.Itoa(i))
 		}
 	}
 	for i := range l.NumOps {
-		if err := checkOp(b[l.Ops+i*OpSize:][:OpSize], l.DataLen, numFDs); err != nil {
-			return Layout{}, fmt.Errorf("%w: op %d: %w", ErrProgram, i, err)
+		if bad := checkOp(b[l.Ops+i*OpSize:][:OpSize], l.DataLen, numFDs); bad != "" {
+			return Layout{}, refuse(ErrProgram, "op ", strconv.Itoa(i), ": ", bad)
 		}
 	}
 	return l, nil
 }
 
-func checkOp(b []byte, dataLen, numFDs int) error {
+// checkOp says what is wrong with an encoded op; "" is nothing.
+func checkOp(b []byte, dataLen, numFDs int) string {
 	le := binary.NativeEndian
 	nr, result := le.Uint32(b), b[4]
 	if nr > PseudoExit || (nr > 1023 && nr < PseudoStore32) {
-		return fmt.Errorf("unknown operation %d", nr)
+		return "unknown operation " + strconv.Itoa(int(nr))
 	}
 	if result != NoResult && result >= NumRegs {
-		return fmt.Errorf("register %d", result)
+		return "result register " + strconv.Itoa(int(result))
 	}
 	for a := range 6 {
-		v := le.Uint64(b[32+8*a:])
+		v, limit := le.Uint64(b[32+8*a:]), uint64(0)
 		switch ArgKind(b[16+a]) {
 		case Imm:
+			continue
 		case Data:
-			if v > uint64(dataLen) {
-				return fmt.Errorf("argument %d: data offset %d", a, v)
-			}
+			limit = uint64(dataLen) + 1
 		case Reg:
-			if v >= NumRegs {
-				return fmt.Errorf("argument %d: register %d", a, v)
-			}
+			limit = NumRegs
 		case FD:
-			if v >= uint64(numFDs) {
-				return fmt.Errorf("argument %d: descriptor %d of %d", a, v, numFDs)
-			}
+			limit = uint64(numFDs)
 		default:
-			return fmt.Errorf("argument %d: kind %d", a, b[16+a])
+			return "kind of argument " + strconv.Itoa(a)
+		}
+		if v >= limit {
+			return "argument " + strconv.Itoa(a) + " out of range: " + strconv.FormatUint(v, 10)
 		}
 	}
-	width := map[uint32]uint64{PseudoStore32: 4, PseudoStore64: 8}[nr]
-	if off := le.Uint64(b[32:]); width != 0 && (off > uint64(dataLen) || uint64(dataLen)-off < width) {
-		return fmt.Errorf("store outside the data block")
+	var width uint64
+	switch nr {
+	case PseudoStore32:
+		width = 4
+	case PseudoStore64:
+		width = 8
 	}
-	return nil
+	if off := le.Uint64(b[32:]); width != 0 && (ArgKind(b[16]) > Data || off > uint64(dataLen) || uint64(dataLen)-off < width) {
+		return "store outside the data block"
+	}
+	return ""
 }
