@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"time"
+)
+
+// removeFor bounds how long Remove waits for processes that are on their way out.
+const removeFor = 2 * time.Second
+
+// Remove removes the group and those below it (a privileged container may have made some) from every hierarchy. It kills
+// nothing: a group with a live process is an error, after some tries. What is gone is fine.
+func (g *Group) Remove(ctx context.Context) error {
+	if g.m.driver == Systemd && g.m.units != nil {
+		if err := g.m.units.Stop(ctx, path.Base(g.path)); err != nil {
+			return fmt.Errorf("stop unit %s: %w", path.Base(g.path), err)
+		}
+	}
+	for _, h := range g.m.all {
+		if err := h.remove(ctx, g.path); err != nil {
+			left, _ := g.PIDs()
+			return fmt.Errorf("remove cgroup: %w (processes: %v)", err, left)
+		}
+	}
+	return nil
+}
+
+// Prune removes the group if CreatePod made it, in each hierarchy, then the groups above it that were made on its way and
+// are empty now. Groups that others made stay.
+func (g *Group) Prune(ctx context.Context) error {
+	var err error
+	for _, h := range g.m.all {
+		if !h.marked(g.path) && h.exists(g.path) {
+			continue
+		}
+		if e := h.remove(ctx, g.path); e != nil {
+			err = errors.Join(err, fmt.Errorf("remove pod cgroup: %w", e))
+			continue
+		}
+		for p := path.Dir(g.path); p != "/" && h.marked(p); p = path.Dir(p) {
+			if h.rmdir(p) != nil {
+				break
+			}
+		}
+	}
+	if err == nil && g.m.driver == Systemd && g.m.units != nil && !g.m.foreign(g.path) {
+		err = g.m.units.Stop(ctx, path.Base(g.path))
+	}
+	return err
+}
+
+// remove tries the common case first: one group, empty.
+func (h *hierarchy) remove(ctx context.Context, p string) error {
+	err := gone(h.rmdir(p))
+	deadline := time.Now().Add(removeFor)
+	for wait := 50 * time.Microsecond; busy(err) && time.Now().Before(deadline); wait = min(2*wait, step) {
+		var below []string
+		if e := h.walk(p, func(c string) error { below = append(below, c); return nil }); e != nil {
+			return e
+		}
+		for _, c := range slices.Backward(below) {
+			if err = gone(h.rmdir(c)); err != nil {
+				break
+			}
+		}
+		if busy(err) {
+			if e := sleep(ctx, wait); e != nil {
+				return errors.Join(err, e)
+			}
+		}
+	}
+	return err
+}
