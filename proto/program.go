@@ -75,7 +75,8 @@ const (
 	PseudoStore32 uint32 = 1<<16 + iota
 	// PseudoStore64 writes Arg[1] to data offset Arg[0].
 	PseudoStore64
-	// PseudoClone is clone3 with the flags Arg[0] plus CLONE_PARENT and exit_signal 0. The caller reports pid and pidfd of
+	// PseudoClone is clone(2) with the flags Arg[0] plus CLONE_PARENT and CLONE_PIDFD, exit signal 0. Not clone3: container seccomp
+	// filters, which are in force by then, answer that with ENOSYS. The caller reports pid and pidfd of
 	// the second process to the keeper (ReportPID) and exits; the program goes on in the second process.
 	PseudoClone
 	// PseudoReport sends the descriptor Arg[1] to the keeper with the tag Arg[0] (ReportFD).
@@ -86,7 +87,8 @@ const (
 	PseudoExit
 )
 
-// Descriptors of a program: fixed indexes first, then those that came with the Spawn message, in order.
+// Descriptors of a program: fixed indexes first, then those that came with the Spawn message, in order. In the child each
+// has a number from 3 on, so that programs can dup3 to 0, 1 and 2.
 const (
 	FDReport = 0 // the status socket; execve closes it
 	FDStdin  = 1 // container ends of the keeper's FIFOs; absent ones are -1
