@@ -182,4 +182,6 @@ type PodInitDescription struct {
 	NetNS, IPCNS, UTSNS, UserNS FD
 	// Binary is a memfd with the contents of InitELF.
 	Binary FD
+	// Seccomp is optional; launch/seccomp's default profile lets the process through.
+	Seccomp *Seccomp
 }

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// arg is one argument of an op.
+type arg struct {
+	kind proto.ArgKind
+	v    uint64
+}
+
+// reg is a register of the program. Registers hold descriptors that the program opened.
+type reg uint8
+
+// prog writes a program op by op. label names the ops that follow.
+type prog struct {
+	proto.Program
+	label string
+	// strings and arrays are where equal data was stored before.
+	strings, arrays map[string]uint64
+	inUse           [proto.NumRegs]bool
+	// used has the passed descriptors that an op has named, in order of their first use.
+	used []FD
+}
+
+func newProg() *prog { return &prog{strings: map[string]uint64{}, arrays: map[string]uint64{}} }
+
+func imm[T ~int | ~uint64 | ~uint32](v T) arg { return arg{proto.Imm, uint64(v)} }
+func (r reg) arg() arg                        { return arg{proto.Reg, uint64(r)} }
+
+// std is one of proto.FDReport, FDStdin, FDStdout and FDStderr.
+func std(i int) arg { return arg{proto.FD, uint64(i)} }
+
+func (p *prog) fd(f FD) arg {
+	seen := false
+	for _, u := range p.used {
+		seen = seen || u == f
+	}
+	if !seen {
+		p.used = append(p.used, f)
+	}
+	return arg{proto.FD, proto.FDPassed + uint64(f)}
+}
+
+// str is a NUL-terminated string in the data block; equal ones are stored once.
+func (p *prog) str(s string) arg {
+	off, ok := p.strings[s]
+	if !ok {
+		off = uint64(len(p.Data))
+		p.Data = append(append(p.Data, s...), 0)
+		p.strings[s] = off
+	}
+	return arg{proto.Data, off}
+}
+
+// bytes is b in the data block, aligned to 8 bytes.
+func (p *prog) bytes(b []byte) arg {
+	for len(p.Data)%8 != 0 {
+		p.Data = append(p.Data, 0)
+	}
+	off := uint64(len(p.Data))
+	p.Data = append(p.Data, b...)
+	return arg{proto.Data, off}
+}
+
+// words is an array of 64-bit words in the data block; equal ones are stored once. No op writes to it.
+func (p *prog) words(w ...uint64) arg {
+	b := make([]byte, 0, 8*len(w))
+	for _, v := range w {
+		b = binary.NativeEndian.AppendUint64(b, v)
+	}
+	off, ok := p.arrays[string(b)]
+	if !ok {
+		off = p.bytes(b).v
+		p.arrays[string(b)] = off
+	}
+	return arg{proto.Data, off}
+}
+
+// vector is a NULL-terminated array of pointers to strings.
+func (p *prog) vector(list []string) arg {
+	w := make([]uint64, 0, len(list)+1)
+	for _, s := range list {
+		w = append(w, p.str(s).v)
+	}
+	b := make([]byte, 0, 8*len(list)+8)
+	for _, v := range append(w, 0) {
+		b = binary.NativeEndian.AppendUint64(b, v)
+	}
+	a := p.bytes(b)
+	for i := range list {
+		p.Relocs = append(p.Relocs, uint32(a.v)+uint32(8*i))
+	}
+	return a
+}
+
+// do adds a system call (or pseudo-operation) and returns it for ignore and flags; the pointer is good until the next op.
+func (p *prog) do(nr int, args ...arg) *proto.Op {
+	op := proto.Op{NR: uint32(nr), Result: proto.NoResult}
+	for i, a := range args {
+		op.Kind[i], op.Arg[i] = a.kind, a.v
+	}
+	p.Ops = append(p.Ops, op)
+	p.Labels = append(p.Labels, p.label)
+	return &p.Ops[len(p.Ops)-1]
+}
+
+// try is do with errnos that do not fail the program.
+func (p *prog) try(ignore []unix.Errno, nr int, args ...arg) *proto.Op {
+	op := p.do(nr, args...)
+	for i, e := range ignore {
+		op.Ignore[i] = uint16(e)
+	}
+	return op
+}
+
+// open is try for calls that return a descriptor. Until close, the register is not used again. When the call fails with an
+// ignored errno the register holds a negative number: later uses fail with EBADF.
+func (p *prog) open(ignore []unix.Errno, nr int, args ...arg) reg {
+	op := p.try(ignore, nr, args...)
+	for i, used := range p.inUse {
+		if !used {
+			p.inUse[i] = true
+			op.Result = uint8(i)
+			return reg(i)
+		}
+	}
+	panic("launch: out of registers")
+}
+
+// close closes the descriptor in r and frees the register.
+func (p *prog) close(r reg) {
+	p.try([]unix.Errno{unix.EBADF}, unix.SYS_CLOSE, r.arg())
+	p.inUse[r] = false
+}
+
+// plan finishes the program.
+func (p *prog) plan(flags uint64, c Cgroup) *Plan {
+	return &Plan{Program: &p.Program, CloneFlags: flags, Cgroup: int(c.Dir)}
+}

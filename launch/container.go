@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/errs"
+)
+
+// Container compiles the start of a container.
+//
+// The order is the kernel's and security's: the cgroup first, so that the cgroup namespace is rooted there and all memory is
+// charged; namespaces before the mounts that show them (sysfs, mqueue, proc); the root is changed when nothing outside
+// is needed any more; then rights go away step by step, those that the next step needs last.
+func Container(d *Description, f Facts) (*Plan, error) {
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	all, err := points(d, f)
+	if err != nil {
+		return nil, err
+	}
+	p := newProg()
+	flags := uint64(unix.CLONE_NEWNS)
+	if d.PID == PIDOwn {
+		flags |= unix.CLONE_NEWPID
+	}
+	own := p.beforeNamespaces(&d.Process, f)
+	p.joinCgroup(d.Cgroup, !d.HostCgroupNS)
+	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
+	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
+	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
+	if d.PID == PIDJoin {
+		// From here on, new mounts of proc and children are of that namespace; the process itself stays in the keeper's.
+		p.join(d.PIDNS, unix.CLONE_NEWPID, "join pid namespace")
+	}
+	p.files(d, all)
+	p.process(&d.Process, f, tail{own: own, second: d.PID == PIDJoin, console: true})
+	return p.plan(flags, d.Cgroup), nil
+}
+
+func (d *Description) check() error {
+	switch {
+	case d.Root == NoFD:
+		return errs.Newf(errs.Invalid, "no root file system")
+	case d.PID == PIDJoin && d.PIDNS == NoFD:
+		return errs.Newf(errs.Invalid, "no pid namespace to join")
+	case d.UserNS != NoFD:
+		return errs.Newf(errs.Unsupported, "user namespaces are not supported yet")
+	}
+	dev := d.Dev != NoFD
+	for _, m := range d.Mounts {
+		dev = dev || path.Clean(m.Target) == "/dev"
+	}
+	if !dev {
+		return errs.Newf(errs.Invalid, "no /dev")
+	}
+	return d.Process.check()
+}
+
+// files builds the container's mounts and makes them its root.
+func (p *prog) files(d *Description, all []point) {
+	p.privateMounts()
+	var masks reg
+	if len(d.MaskedPaths) > 0 {
+		masks = p.masks()
+	}
+	root := p.fd(d.Root)
+	p.label = "mount the root file system"
+	p.attachRoot(root)
+	p.mountAll(root, all)
+	if cwd := path.Clean(d.Cwd); path.IsAbs(cwd) {
+		if from := madeInside(all, cwd, false); from >= 0 {
+			p.label = "make working directory " + cwd
+			// What can't be made may be there all the same, where only the user can look (NFS): chdir will tell.
+			p.makePath(root, parts(cwd), from, false, []unix.Errno{unix.EEXIST, unix.EACCES, unix.EROFS, unix.EBADF})
+		}
+	}
+	for _, path := range d.ReadOnlyPaths {
+		p.readOnly(root, path)
+	}
+	for _, path := range d.MaskedPaths {
+		p.mask(root, masks.arg(), path)
+	}
+	if len(d.MaskedPaths) > 0 {
+		p.close(masks)
+	}
+	if d.ReadOnlyRoot {
+		p.label = "make the root file system read-only"
+		p.setAttr(nil, root, rdonly)
+	}
+	p.pivot(root)
+}

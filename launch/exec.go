@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/errs"
+)
+
+// Exec compiles the start of another process in a running container.
+//
+// The container's root comes with its mount namespace. It is hostile by now: what is opened in it goes through openat2.
+func Exec(d *ExecDescription, f Facts) (*Plan, error) {
+	if d.PIDFD == NoFD {
+		return nil, errs.Newf(errs.Invalid, "no process to join")
+	}
+	if err := d.Process.check(); err != nil {
+		return nil, err
+	}
+	p := newProg()
+	own := p.beforeNamespaces(&d.Process, f)
+	p.joinCgroup(d.Cgroup, false)
+	flags := unix.CLONE_NEWNS
+	for _, ns := range []struct {
+		host bool
+		flag int
+	}{
+		{d.HostNet, unix.CLONE_NEWNET},
+		{d.HostIPC, unix.CLONE_NEWIPC},
+		{d.HostUTS, unix.CLONE_NEWUTS},
+		{d.HostPID, unix.CLONE_NEWPID},
+		{d.HostCgroupNS, unix.CLONE_NEWCGROUP},
+		{!d.UserNS, unix.CLONE_NEWUSER},
+	} {
+		if !ns.host {
+			flags |= ns.flag
+		}
+	}
+	p.label = "join the container's namespaces"
+	p.do(unix.SYS_SETNS, p.fd(d.PIDFD), imm(flags))
+	p.process(&d.Process, f, tail{own: own, second: !d.HostPID})
+	return p.plan(0, d.Cgroup), nil
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// Mount attributes of the standard mounts.
+const (
+	nosuid = unix.MOUNT_ATTR_NOSUID
+	nodev  = unix.MOUNT_ATTR_NODEV
+	noexec = unix.MOUNT_ATTR_NOEXEC
+	rdonly = unix.MOUNT_ATTR_RDONLY
+)
+
+// mountAttrSize is the size of struct mount_attr.
+const mountAttrSize = 32
+
+// option is a mount option: key=value, or a flag when value is empty.
+type option struct{ key, value string }
+
+// Lists of errnos, named for what they stand for.
+var (
+	missing = []unix.Errno{unix.ENOENT}
+	// unopened: the descriptor that an earlier op should have opened was missing.
+	unopened = []unix.Errno{unix.EBADF}
+	exists   = []unix.Errno{unix.EEXIST}
+)
+
+// at is openat(dir, path, flags|O_CLOEXEC).
+func (p *prog) at(ignore []unix.Errno, dir arg, path string, flags int) reg {
+	return p.open(ignore, unix.SYS_OPENAT, dir, p.str(path), imm(flags|unix.O_CLOEXEC), imm(0))
+}
+
+// in opens path inside root as openat2 does with RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS.
+func (p *prog) in(ignore []unix.Errno, root arg, path string, flags int) reg {
+	how := p.words(uint64(flags|unix.O_CLOEXEC), 0, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
+	return p.open(ignore, unix.SYS_OPENAT2, root, p.str(path), how, imm(unix.SizeofOpenHow))
+}
+
+// newFS makes a detached mount of a new file system instance.
+func (p *prog) newFS(fstype string, attrs int, options ...option) reg {
+	fs := p.open(nil, unix.SYS_FSOPEN, p.str(fstype), imm(unix.FSOPEN_CLOEXEC))
+	for _, o := range options {
+		if o.value == "" {
+			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_FLAG), p.str(o.key), imm(0), imm(0))
+		} else {
+			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_STRING), p.str(o.key), p.str(o.value), imm(0))
+		}
+	}
+	p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_CMD_CREATE), imm(0), imm(0), imm(0))
+	m := p.open(nil, unix.SYS_FSMOUNT, fs.arg(), imm(unix.FSMOUNT_CLOEXEC), imm(attrs))
+	p.close(fs)
+	return m
+}
+
+// clone makes a detached bind mount of path below dir ("": of dir itself).
+func (p *prog) clone(ignore []unix.Errno, dir arg, path string, recursive bool) reg {
+	flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_NO_AUTOMOUNT
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return p.open(ignore, unix.SYS_OPEN_TREE, dir, p.str(path), imm(flags))
+}
+
+// attach moves the detached mount m to the open target t.
+func (p *prog) attach(ignore []unix.Errno, m, t arg) {
+	p.try(ignore, unix.SYS_MOVE_MOUNT, m, p.str(""), t, p.str(""), imm(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+}
+
+// setAttr adds attributes to the mount m.
+func (p *prog) setAttr(ignore []unix.Errno, m arg, attrs int) {
+	p.try(ignore, unix.SYS_MOUNT_SETATTR, m, p.str(""), imm(unix.AT_EMPTY_PATH), p.words(uint64(attrs), 0, 0, 0), imm(mountAttrSize))
+}
+
+// writeFile writes value to the open file f, in one call.
+func (p *prog) writeFile(ignore []unix.Errno, f arg, value string) {
+	p.try(ignore, unix.SYS_WRITE, f, p.str(value), imm(len(value)))
+}
+
+// privateMounts cuts the mount namespace off from the one it was copied from.
+func (p *prog) privateMounts() {
+	p.label = "make mounts private"
+	p.do(unix.SYS_MOUNT, imm(0), p.str("/"), imm(0), imm(unix.MS_REC|unix.MS_PRIVATE), imm(0))
+}
+
+// pivot makes the mount root, attached at /r, the root of the mount namespace and lets go of everything else.
+func (p *prog) pivot(root arg) {
+	p.label = "change root"
+	p.do(unix.SYS_FCHDIR, root)
+	p.do(unix.SYS_PIVOT_ROOT, p.str("."), p.str("."))
+	p.do(unix.SYS_UMOUNT2, p.str("."), imm(unix.MNT_DETACH))
+	p.do(unix.SYS_CHDIR, p.str("/"))
+}
+
+// attachRoot attaches the mount root at the keeper's /r.
+func (p *prog) attachRoot(root arg) {
+	p.do(unix.SYS_MOVE_MOUNT, root, p.str(""), imm(atCWD), p.str("/r"), imm(unix.MOVE_MOUNT_F_EMPTY_PATH))
+}
+
+// atCWD is AT_FDCWD as an argument.
+const atCWD = ^uint64(99)
+
+// joinCgroup puts the process into its v1 cgroups; v2's is part of the clone.
+func (p *prog) joinCgroup(c Cgroup, own bool) {
+	p.label = "join cgroup"
+	for _, f := range c.Procs {
+		p.writeFile(nil, p.fd(f), "0")
+	}
+	if own {
+		p.label = "make cgroup namespace"
+		p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
+	}
+}
+
+// join enters a namespace.
+func (p *prog) join(f FD, kind int, label string) {
+	if f == NoFD {
+		return
+	}
+	p.label = label
+	p.do(unix.SYS_SETNS, p.fd(f), imm(kind))
+}
+
+// clonePID makes the second process, in the pid namespace that was joined.
+func (p *prog) clonePID() {
+	p.label = "clone into the pid namespace"
+	p.do(int(proto.PseudoClone), imm(0))
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/errs"
+)
+
+const (
+	// nobody is the user and group of a pod's first process.
+	nobody = 65534
+	// initOOMScoreAdj makes it the last process of its pod to be killed: its end would be everyone's.
+	initOOMScoreAdj = -998
+)
+
+// PodInit compiles the start of a pod's first process. It has nothing that a process which shares its pid namespace, and
+// may trace it, could make use of: an empty root, no user, no rights, no descriptors, and none of the host's namespaces.
+func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
+	if d.Binary == NoFD {
+		return nil, errs.Newf(errs.Invalid, "no binary")
+	}
+	if d.UserNS != NoFD {
+		return nil, errs.Newf(errs.Unsupported, "user namespaces are not supported yet")
+	}
+	p := newProg()
+	who := &Process{UID: nobody, GID: nobody, OOMScoreAdj: initOOMScoreAdj, NoNewPrivileges: true}
+	p.beforeNamespaces(who, f)
+	p.joinCgroup(d.Cgroup, true)
+	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
+	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
+	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
+	p.privateMounts()
+	p.label = "mount an empty root"
+	root := p.newFS("tmpfs", nosuid|nodev|noexec|rdonly, option{"mode", "555"}, option{"nr_inodes", "2"}, option{"size", "4k"})
+	p.attachRoot(root.arg())
+	p.pivot(root.arg())
+	p.close(root)
+	p.limits(who, f)
+	p.session(who)
+	p.rights(who, f)
+	p.label = "close descriptors"
+	for i := range 3 {
+		p.try(unopened, unix.SYS_CLOSE, imm(i))
+	}
+	p.closeAll(false)
+	if d.Seccomp != nil {
+		p.seccomp(d.Seccomp)
+	}
+	p.label = "exec the pod's init"
+	p.do(unix.SYS_EXECVEAT, p.fd(d.Binary), p.str(""), p.vector([]string{"init"}), p.vector(nil), imm(unix.AT_EMPTY_PATH))
+	return p.plan(unix.CLONE_NEWNS|unix.CLONE_NEWPID, d.Cgroup), nil
+}

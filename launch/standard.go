@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// standard lists the mounts of every container, in containerd's order.
+func standard(d *Description, f Facts) []point {
+	sys, cgroup := nosuid|nodev|noexec|rdonly, nosuid|nodev|noexec|rdonly
+	if d.SysReadWrite {
+		sys &^= rdonly
+	}
+	if d.CgroupReadWrite {
+		cgroup &^= rdonly
+	}
+	fs := func(fstype string, attrs int, options ...option) func(p *prog) reg {
+		return func(p *prog) reg { return p.newFS(fstype, attrs, options...) }
+	}
+	shm := point{target: "/dev/shm", fd: d.Shm}
+	if d.Shm == NoFD {
+		shm.make = fs("tmpfs", nosuid|nodev|noexec, option{"mode", "1777"}, option{"size", "65536k"})
+	}
+	list := []point{
+		{target: "/proc", fd: NoFD, make: fs("proc", nosuid|nodev|noexec)},
+		{target: "/dev", fd: d.Dev},
+		{target: "/dev/pts", fd: NoFD, make: fs("devpts", nosuid|noexec,
+			option{"newinstance", ""}, option{"ptmxmode", "0666"}, option{"mode", "0620"}, option{"gid", "5"})},
+		{target: "/dev/mqueue", fd: NoFD, make: fs("mqueue", nosuid|nodev|noexec)},
+		shm,
+		{target: "/sys", fd: NoFD, make: fs("sysfs", sys)},
+	}
+	return append(list, cgroupPoint(cgroup, f))
+}
+
+// cgroupPoint is /sys/fs/cgroup: the unified hierarchy, or a tmpfs with a directory for each hierarchy and links for
+// the controllers of those that have several.
+func cgroupPoint(attrs int, f Facts) point {
+	pt := point{target: "/sys/fs/cgroup", fd: NoFD}
+	if f.CgroupVersion != 1 {
+		pt.make = func(p *prog) reg { return p.newFS("cgroup2", attrs) }
+		return pt
+	}
+	pt.make = func(p *prog) reg {
+		return p.newFS("tmpfs", attrs&^rdonly, option{"mode", "755"})
+	}
+	pt.finish = func(p *prog, m reg) {
+		for _, h := range f.Hierarchies {
+			p.label = "mount /sys/fs/cgroup/" + h.Dir
+			p.hierarchy(m.arg(), h, attrs)
+		}
+		p.label = "mount /sys/fs/cgroup"
+		if attrs&rdonly != 0 {
+			p.setAttr(nil, m.arg(), rdonly)
+		}
+	}
+	return pt
+}
+
+// hierarchy mounts h in the directory dir. In a cgroup namespace its root is the process's own cgroup.
+func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
+	p.do(unix.SYS_MKDIRAT, dir, p.str(h.Dir), imm(0o755))
+	var options []option
+	if h.Name != "" {
+		options = append(options, option{"name", h.Name})
+	}
+	for _, c := range h.Controllers {
+		options = append(options, option{c, ""})
+		if c != h.Dir && strings.Contains(h.Dir, ",") {
+			p.do(unix.SYS_SYMLINKAT, p.str(h.Dir), dir, p.str(c))
+		}
+	}
+	t := p.at(nil, dir, h.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	m := p.newFS("cgroup", attrs, options...)
+	p.attach(nil, m.arg(), t.arg())
+	p.close(m)
+	p.close(t)
+}
+
+// masks is a small tmpfs, attached where the root file system will cover it: /null, a null device, and /empty, an empty
+// directory. Clones of them hide paths, all from one file system.
+func (p *prog) masks() reg {
+	p.label = "prepare masks"
+	m := p.newFS("tmpfs", nosuid|noexec, option{"mode", "755"})
+	p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
+	p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
+	p.do(unix.SYS_MKDIRAT, m.arg(), p.str("empty"), imm(0o755))
+	p.attachRoot(m.arg())
+	return m
+}
+
+// mask hides path below root, whatever it is. ENOTDIR and EINVAL tell files from directories: see the ops.
+func (p *prog) mask(root, masks arg, path string) {
+	p.label = "mask " + path
+	t := p.in(missing, root, path, unix.O_PATH)
+	null := p.clone(nil, masks, "null", false)
+	// A directory refuses a file with EINVAL.
+	p.attach([]unix.Errno{unix.EBADF, unix.EINVAL}, null.arg(), t.arg())
+	p.close(null)
+	p.close(t)
+	t = p.in([]unix.Errno{unix.ENOENT, unix.ENOTDIR}, root, path, unix.O_PATH|unix.O_DIRECTORY)
+	empty := p.clone(nil, masks, "empty", false)
+	p.setAttr(nil, empty.arg(), rdonly|nodev)
+	p.attach(unopened, empty.arg(), t.arg())
+	p.close(empty)
+	p.close(t)
+}
+
+// readOnly makes path below root read-only, with all that is mounted there.
+func (p *prog) readOnly(root arg, path string) {
+	p.label = "make " + path + " read-only"
+	t := p.in(missing, root, path, unix.O_PATH)
+	m := p.clone(unopened, t.arg(), "", true)
+	p.setAttr(unopened, m.arg(), rdonly)
+	p.attach(unopened, m.arg(), t.arg())
+	p.close(m)
+	p.close(t)
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// stdio gives the process its descriptors 0, 1 and 2.
+func (p *prog) stdio(d *Process, console bool) {
+	if d.TTY {
+		p.tty(d, console)
+		return
+	}
+	p.label = "set up stdio"
+	var null reg
+	given := []bool{d.Stdin, d.Stdout, d.Stderr}
+	if !d.Stdin || !d.Stdout || !d.Stderr {
+		// Not by name alone: in a running container /dev/null may have become a link to anything.
+		null = p.in(nil, imm(atCWD), "/dev/null", unix.O_RDWR)
+	}
+	for i, g := range given {
+		if g {
+			p.do(unix.SYS_DUP3, std(proto.FDStdin+i), imm(i), imm(0))
+			p.do(unix.SYS_CLOSE, std(proto.FDStdin+i))
+		} else {
+			p.do(unix.SYS_DUP3, null.arg(), imm(i), imm(0))
+		}
+	}
+	if !d.Stdin || !d.Stdout || !d.Stderr {
+		p.close(null)
+	}
+}
+
+// tty makes a pty in the container's devpts, gives its master to the keeper and its slave to the process.
+func (p *prog) tty(d *Process, console bool) {
+	p.label = "make pty"
+	master := p.in(nil, imm(atCWD), "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY)
+	p.do(unix.SYS_IOCTL, master.arg(), imm(unix.TIOCSPTLCK), p.words(0))
+	slave := p.open(nil, unix.SYS_IOCTL, master.arg(), imm(unix.TIOCGPTPEER), imm(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC))
+	if d.UID != 0 {
+		p.do(unix.SYS_FCHOWN, slave.arg(), imm(uint64(d.UID)), imm(^uint64(0)))
+	}
+	p.do(int(proto.PseudoReport), imm(proto.TagPTY), master.arg())
+	p.close(master)
+	if console {
+		p.label = "mount /dev/console"
+		m := p.clone(nil, slave.arg(), "", false)
+		// Missing where /dev is a volume; then there is no console.
+		t := p.in(missing, imm(atCWD), "/dev/console", unix.O_PATH)
+		p.attach(unopened, m.arg(), t.arg())
+		p.close(m)
+		p.close(t)
+	}
+	p.label = "set up stdio"
+	for i := range 3 {
+		p.do(unix.SYS_DUP3, slave.arg(), imm(i), imm(0))
+	}
+	p.close(slave)
+}
