@@ -150,7 +150,10 @@ func TestLife(t *testing.T) {
 				t.Errorf("second Create: %v", err)
 			}
 			cmd := run(t, g, "exec sleep 1000")
-			until(t, "the process", populated(g, 1))
+			until(t, "execve, after all joins", func() bool {
+				b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+				return string(b) == "sleep\n"
+			})
 			pids, err := g.PIDs()
 			if err != nil || len(pids) != 1 || pids[0] != cmd.Process.Pid {
 				t.Fatalf("PIDs: %v, %v; want %d", pids, err, cmd.Process.Pid)
@@ -159,7 +162,9 @@ func TestLife(t *testing.T) {
 			if n := strings.Count(string(b), g.Path()+"\n"); n != len(m.all) {
 				t.Errorf("the process is in the group in %d hierarchies, not in %d:\n%s", n, len(m.all), b)
 			}
-			if err := g.Remove(t.Context()); err == nil || !strings.Contains(err.Error(), fmt.Sprint(pids)) {
+			short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			if err := g.Remove(short); err == nil || !strings.Contains(err.Error(), fmt.Sprint(pids)) {
 				t.Errorf("Remove of a group with a process: %v", err)
 			}
 			if err := g.Kill(t.Context()); err != nil {

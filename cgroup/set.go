@@ -47,6 +47,9 @@ func (g *Group) set(field, controller, file, value string) error {
 
 // refused gives the kernel's refusal of a value its kind.
 func refused(field string, err error) error {
+	if err == nil {
+		return nil
+	}
 	err = fmt.Errorf("set %s: %w", field, err)
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EACCES), errors.Is(err, unix.EOVERFLOW):
