@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/internal/errs"
+	"crishim.dev/sandbox"
+)
+
+// validateContainer checks a container's configuration; an error is errs.Invalid and names the field.
+func validateContainer(c *cri.ContainerConfig) error {
+	var f fields
+	if c == nil {
+		f.bad("config", "is missing")
+		return f.err
+	}
+	if c.GetMetadata() == nil {
+		f.bad("config.metadata", "is missing")
+		return f.err
+	}
+	f.name("config.metadata.name", c.GetMetadata().GetName())
+	f.image("config.image", c.GetImage())
+	f.arguments("config.command", c.GetCommand())
+	f.arguments("config.args", c.GetArgs())
+	if d := c.GetWorkingDir(); d != "" {
+		f.path("config.working_dir", d)
+	}
+	f.environment(c.GetEnvs())
+	for i, m := range c.GetMounts() {
+		f.mount(fmt.Sprintf("config.mounts[%d]", i), m)
+	}
+	for i, d := range c.GetDevices() {
+		f.device(fmt.Sprintf("config.devices[%d]", i), d)
+	}
+	for i, d := range c.GetCDIDevices() {
+		f.word(fmt.Sprintf("config.CDI_devices[%d].name", i), d.GetName())
+	}
+	f.pairs("config.labels", c.GetLabels())
+	f.pairs("config.annotations", c.GetAnnotations())
+	f.logPath(c.GetLogPath())
+	if !known(cri.Signal_name, c.GetStopSignal()) {
+		f.bad("config.stop_signal", "%d is no signal", c.GetStopSignal())
+	}
+	f.absent("config.windows", c.GetWindows() != nil, "this is a Linux runtime")
+	f.resources("config.linux.resources", c.GetLinux().GetResources())
+	f.securityContext(c.GetLinux().GetSecurityContext())
+	return f.err
+}
+
+func (f *fields) logPath(p string) {
+	if p == "" {
+		return
+	}
+	f.text("config.log_path", p)
+	if len(p) > maxPath {
+		f.bad("config.log_path", "is longer than %d bytes", maxPath)
+	}
+	if !filepath.IsLocal(p) || filepath.Clean(p) == "." {
+		f.bad("config.log_path", "%q is no file below the pod's log directory", p)
+	}
+}
+
+func (f *fields) environment(envs []*cri.KeyValue) {
+	for i, e := range envs {
+		at := fmt.Sprintf("config.envs[%d]", i)
+		switch {
+		case e.GetKey() == "":
+			f.bad(at+".key", "is empty")
+		case strings.ContainsAny(e.GetKey(), "=\x00"):
+			f.bad(at+".key", "%q has a = or a NUL", e.GetKey())
+		}
+		// The value is not repeated in the error: it may be a secret.
+		f.argument(at+".value", string(e.GetValue()))
+	}
+}
+
+// mountOptions are the flags that a request may add to a bind mount.
+var mountOptions = []string{"noexec", "nodev", "nosuid", "exec", "dev", "suid", "noatime", "nodiratime", "relatime", "nosymfollow"}
+
+func (f *fields) mount(at string, m *cri.Mount) {
+	f.path(at+".container_path", m.GetContainerPath())
+	if m.GetImage() != nil && m.GetImage().GetImage() != "" {
+		f.image(at+".image", m.GetImage())
+		f.absent(at+".host_path", m.GetHostPath() != "", "image is set")
+		if p := m.GetImageSubPath(); p != "" && !filepath.IsLocal(strings.TrimPrefix(p, "/")) {
+			f.bad(at+".image_sub_path", "%q leads out of the image", p)
+		}
+		f.text(at+".image_sub_path", m.GetImageSubPath())
+	} else {
+		f.path(at+".host_path", m.GetHostPath())
+		f.absent(at+".image_sub_path", m.GetImageSubPath() != "", "image is not set")
+	}
+	if !known(cri.MountPropagation_name, m.GetPropagation()) {
+		f.bad(at+".propagation", "%d is no propagation", m.GetPropagation())
+	}
+	if m.GetRecursiveReadOnly() {
+		f.absent(at+".recursive_read_only", !m.GetReadonly(), "readonly is not set")
+		f.absent(at+".recursive_read_only", m.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE, "propagation is not PRIVATE")
+	}
+	f.mappings(at+".uidMappings", m.GetUidMappings())
+	f.mappings(at+".gidMappings", m.GetGidMappings())
+	for i, o := range m.GetMountOptions() {
+		if !slices.Contains(mountOptions, o) {
+			f.bad(fmt.Sprintf("%s.mount_options[%d]", at, i), "%q is none of %q", o, mountOptions)
+		}
+	}
+}
+
+func (f *fields) device(at string, d *cri.Device) {
+	f.path(at+".container_path", d.GetContainerPath())
+	f.path(at+".host_path", d.GetHostPath())
+	if strings.Trim(d.GetPermissions(), "rwm") != "" || len(d.GetPermissions()) > 3 {
+		f.bad(at+".permissions", "%q is not made of r, w and m", d.GetPermissions())
+	}
+}
+
+var capabilityName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
+
+func (f *fields) securityContext(sc *cri.LinuxContainerSecurityContext) {
+	const at = "config.linux.security_context"
+	if sc == nil {
+		return
+	}
+	for _, l := range []struct {
+		name   string
+		values []string
+	}{
+		{"add_capabilities", sc.GetCapabilities().GetAddCapabilities()},
+		{"drop_capabilities", sc.GetCapabilities().GetDropCapabilities()},
+		{"add_ambient_capabilities", sc.GetCapabilities().GetAddAmbientCapabilities()},
+	} {
+		for i, v := range l.values {
+			if !capabilityName.MatchString(v) {
+				f.bad(fmt.Sprintf("%s.capabilities.%s[%d]", at, l.name, i), "%q is no capability", v)
+			}
+		}
+	}
+	f.containerNamespaces(at+".namespace_options", sc.GetNamespaceOptions())
+	f.selinux(at+".selinux_options", sc.GetSelinuxOptions())
+	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
+		f.bad(at+".run_as_username", "is set, and run_as_user as well")
+	}
+	if strings.ContainsAny(sc.GetRunAsUsername(), ":/\n\x00") || len(sc.GetRunAsUsername()) > maxName {
+		f.bad(at+".run_as_username", "%q is no user name", sc.GetRunAsUsername())
+	}
+	f.user(at, sc.GetRunAsUser(), sc.GetRunAsGroup(), sc.GetRunAsUsername() != "", sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+	for _, l := range []struct {
+		name   string
+		values []string
+	}{{"masked_paths", sc.GetMaskedPaths()}, {"readonly_paths", sc.GetReadonlyPaths()}} {
+		for i, v := range l.values {
+			f.path(fmt.Sprintf("%s.%s[%d]", at, l.name, i), v)
+		}
+	}
+	f.profile(at+".seccomp", sc.GetSeccomp(), true)
+	f.profile(at+".apparmor", sc.GetApparmor(), false)
+	f.absent(at+".seccomp_profile_path", sc.GetSeccompProfilePath() != "", "seccomp has taken its place") //nolint:staticcheck // refused, not used
+	f.absent(at+".apparmor_profile", sc.GetApparmorProfile() != "", "apparmor has taken its place")       //nolint:staticcheck // refused, not used
+}
+
+func (f *fields) containerNamespaces(at string, n *cri.NamespaceOption) {
+	if n == nil {
+		return
+	}
+	for _, m := range []struct {
+		name string
+		mode cri.NamespaceMode
+	}{{"network", n.GetNetwork()}, {"ipc", n.GetIpc()}} {
+		f.oneMode(at+"."+m.name, m.mode, []cri.NamespaceMode{cri.NamespaceMode_POD, cri.NamespaceMode_NODE})
+	}
+	if !known(cri.NamespaceMode_name, n.GetPid()) {
+		f.bad(at+".pid", "%d is no mode", n.GetPid())
+	}
+	if n.GetPid() == cri.NamespaceMode_TARGET {
+		if n.GetTargetId() == "" {
+			f.bad(at+".target_id", "is empty, but pid is TARGET")
+		}
+	} else {
+		f.absent(at+".target_id", n.GetTargetId() != "", "pid is not TARGET")
+	}
+	f.userNamespace(at+".userns_options", n.GetUsernsOptions())
+}
+
+// validateInPod checks what depends on the pod that a container is made in.
+func (o *Options) validateInPod(r *cri.CreateContainerRequest, pod sandbox.Sandbox) error {
+	var f fields
+	const at = "config.linux.security_context"
+	sc := r.GetConfig().GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() && !allowsPrivileged(pod.Config) && !allowsPrivileged(r.GetSandboxConfig()) {
+		f.bad(at+".privileged", "is set, but the pod sandbox's is not")
+	}
+	if n := sc.GetNamespaceOptions(); n != nil {
+		have := namespaceOptions(pod)
+		for _, m := range []struct {
+			name      string
+			want, has cri.NamespaceMode
+		}{{"network", n.GetNetwork(), have.GetNetwork()}, {"ipc", n.GetIpc(), have.GetIpc()}} {
+			if m.want == cri.NamespaceMode_NODE && m.has != m.want {
+				f.bad(at+".namespace_options."+m.name, "is NODE, but the pod sandbox's is %s", m.has)
+			}
+		}
+		if n.GetPid() == cri.NamespaceMode_TARGET {
+			o.target(&f, at+".namespace_options.target_id", n.GetTargetId(), pod.ID)
+		}
+	}
+	return f.err
+}
+
+func allowsPrivileged(c *cri.PodSandboxConfig) bool {
+	return c.GetLinux().GetSecurityContext().GetPrivileged()
+}
+
+// target checks the container whose pid namespace is to be joined.
+func (o *Options) target(f *fields, field, id string, pod sandbox.ID) {
+	t, err := o.Containers.Get(id)
+	switch {
+	case err != nil && f.err == nil:
+		f.err = errs.As(errs.Invalid, fmt.Errorf("%s: %w", field, err))
+	case err != nil:
+	case t.Sandbox != pod:
+		f.bad(field, "%s is in another pod sandbox", id)
+	}
+}
