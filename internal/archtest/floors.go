@@ -54,7 +54,7 @@ func outside() map[string][]string {
 		"github.com/spf13/cobra":                 {"cmd/shim"},
 		"github.com/containernetworking":         {"cni"},
 		"github.com/google/nftables":             {"cni"},
-		"github.com/vishvananda/netlink":         {"cni", "stats"},
+		"github.com/vishvananda/netlink":         {"cni", "stats", "internal/testnode"},
 		"github.com/containerd/cgroups":          {"cgroup"},
 		"github.com/google/go-containerregistry": {"image", "internal/testnode", "e2e", "hack"},
 		"go.etcd.io/bbolt":                       {"image", "store"},
@@ -62,7 +62,7 @@ func outside() map[string][]string {
 		"github.com/stretchr/testify":            {},
 		"github.com/onsi/gomega":                 {},
 		"io/ioutil":                              {},
-		"log":                                    {},
+		"log":                                    {"internal/testnode"},
 	}
 }
 
