@@ -223,6 +223,24 @@ func (f *fields) profile(field string, p *cri.SecurityProfile, isPath bool) {
 	}
 }
 
+// deprecated puts a profile in the form that CRI had before SecurityProfile into its place, unless that is taken.
+func (f *fields) deprecated(field, old string, profile **cri.SecurityProfile) {
+	if old == "" || *profile != nil {
+		return
+	}
+	p := &cri.SecurityProfile{}
+	switch ref, local := strings.CutPrefix(old, "localhost/"); {
+	case local:
+		p.ProfileType, p.LocalhostRef = cri.SecurityProfile_Localhost, ref
+	case old == "runtime/default", old == "docker/default":
+	case old == "unconfined":
+		p.ProfileType = cri.SecurityProfile_Unconfined
+	default:
+		f.bad(field, "%q is none of runtime/default, unconfined and localhost/…", old)
+	}
+	*profile = p
+}
+
 // maxID is the largest uid or gid; the one above it means "none".
 const maxID = 1<<32 - 2
 

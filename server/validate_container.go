@@ -160,10 +160,10 @@ func (f *fields) securityContext(sc *cri.LinuxContainerSecurityContext) {
 			f.path(fmt.Sprintf("%s.%s[%d]", at, l.name, i), v)
 		}
 	}
+	f.deprecated(at+".seccomp_profile_path", sc.GetSeccompProfilePath(), &sc.Seccomp) //nolint:staticcheck // still sent by old callers
+	f.deprecated(at+".apparmor_profile", sc.GetApparmorProfile(), &sc.Apparmor)       //nolint:staticcheck // still sent by old callers
 	f.profile(at+".seccomp", sc.GetSeccomp(), true)
 	f.profile(at+".apparmor", sc.GetApparmor(), false)
-	f.absent(at+".seccomp_profile_path", sc.GetSeccompProfilePath() != "", "seccomp has taken its place") //nolint:staticcheck // refused, not used
-	f.absent(at+".apparmor_profile", sc.GetApparmorProfile() != "", "apparmor has taken its place")       //nolint:staticcheck // refused, not used
 }
 
 func (f *fields) containerNamespaces(at string, n *cri.NamespaceOption) {

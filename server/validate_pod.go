@@ -101,9 +101,11 @@ func (f *fields) podLinux(l *cri.LinuxPodSandboxConfig) {
 	f.podNamespaces(at+".namespace_options", sc.GetNamespaceOptions())
 	f.user(at, sc.GetRunAsUser(), sc.GetRunAsGroup(), false, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
 	f.selinux(at+".selinux_options", sc.GetSelinuxOptions())
+	if sc != nil {
+		f.deprecated(at+".seccomp_profile_path", sc.GetSeccompProfilePath(), &sc.Seccomp) //nolint:staticcheck // still sent by old callers
+	}
 	f.profile(at+".seccomp", sc.GetSeccomp(), true)
 	f.profile(at+".apparmor", sc.GetApparmor(), false)
-	f.absent(at+".seccomp_profile_path", sc.GetSeccompProfilePath() != "", "seccomp has taken its place") //nolint:staticcheck // refused, not used
 	for k, v := range l.GetSysctls() {
 		f.sysctl(k, v, sc.GetNamespaceOptions())
 	}
