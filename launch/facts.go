@@ -2,6 +2,8 @@
 
 package launch
 
+import "crishim.dev/internal/kernel"
+
 // Facts is what programs depend on besides their description. FromKernel fills it.
 type Facts struct {
 	// Caps is the capability bounding set of the daemon and the keeper: what can be granted at most.
@@ -26,4 +28,15 @@ type Hierarchy struct {
 	Controllers []string
 	// Name is that of a named hierarchy: "systemd".
 	Name string
+}
+
+// FromKernel picks what programs depend on.
+func FromKernel(k kernel.Facts) Facts {
+	f := Facts{
+		Caps: CapSet(k.Caps), LastCap: k.LastCap, OOMScoreAdjMin: k.OOMScoreAdjMin, Rlimits: k.Rlimits, CgroupVersion: k.CgroupVersion,
+	}
+	for _, h := range k.Hierarchies {
+		f.Hierarchies = append(f.Hierarchies, Hierarchy(h))
+	}
+	return f
 }

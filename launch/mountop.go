@@ -41,10 +41,10 @@ func (p *prog) in(ignore []unix.Errno, root arg, path string, flags int) reg {
 	return p.open(ignore, unix.SYS_OPENAT2, root, p.str(path), how, imm(unix.SizeofOpenHow))
 }
 
-// newFS makes a detached mount of a new file system instance.
+// newFS makes a detached mount of a new file system instance, whose source is shown as its type.
 func (p *prog) newFS(fstype string, attrs int, options ...option) reg {
 	fs := p.open(nil, unix.SYS_FSOPEN, p.str(fstype), imm(unix.FSOPEN_CLOEXEC))
-	for _, o := range options {
+	for _, o := range append([]option{{"source", fstype}}, options...) {
 		if o.value == "" {
 			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_FLAG), p.str(o.key), imm(0), imm(0))
 		} else {

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch_test
+
+import (
+	"encoding/binary"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// What the child writes to its report socket, as words.
+const (
+	reportFail = 1 + iota
+	reportPID
+	reportFD
+)
+
+// cloneArgs is struct clone_args as far as CLONE_INTO_CGROUP needs it.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// child is the state of a forked child. Everything is allocated before the fork.
+type child struct {
+	ops  []proto.Op
+	data uintptr
+	fds  []uintptr
+	regs [proto.NumRegs]uintptr
+	// words, iov, hdr and control make a message with a descriptor.
+	words   [3]uint64
+	iov     unix.Iovec
+	hdr     unix.Msghdr
+	control [24]byte
+	pidfd   int32
+	kept    bool
+	mask    uint64
+}
+
+// load prepares the program in mem for execution.
+func (c *child) load(mem []byte, l proto.Layout, o order) {
+	c.ops = unsafe.Slice((*proto.Op)(unsafe.Pointer(&mem[l.Ops])), l.NumOps)
+	if l.DataLen > 0 {
+		c.data = uintptr(unsafe.Pointer(&mem[l.Data]))
+	}
+	ne := binary.NativeEndian
+	for i := range l.NumRelocs {
+		w := mem[l.Data+int(ne.Uint32(mem[l.Relocs+4*i:])):]
+		ne.PutUint64(w, ne.Uint64(w)+uint64(c.data))
+	}
+	c.fds = make([]uintptr, proto.FDPassed+o.Files)
+	for i, fd := range o.Std {
+		c.fds[proto.FDStdin+i] = uintptr(fd)
+	}
+	for i := range o.Files {
+		c.fds[proto.FDPassed+i] = uintptr(o.First + i)
+	}
+	c.iov = unix.Iovec{Base: (*byte)(unsafe.Pointer(&c.words)), Len: uint64(unsafe.Sizeof(c.words))}
+	c.hdr = unix.Msghdr{Iov: &c.iov, Iovlen: 1}
+	c.mask = ^uint64(0)
+}
+
+// spawn forks with all signals blocked and runs the program in the child.
+//
+//go:noinline
+//go:norace
+func (c *child) spawn(args *cloneArgs) (uintptr, unix.Errno) {
+	var old uint64
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&c.mask)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	pid, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
+	if errno != 0 || pid != 0 {
+		unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
+		return pid, errno
+	}
+	for i := 0; i < len(c.ops); i++ {
+		c.step(i)
+	}
+	c.stop(len(c.ops), unix.ENOEXEC)
+	return 0, 0
+}
+
+//go:noinline
+//go:norace
+func (c *child) step(i int) {
+	op := &c.ops[i]
+	var a [6]uintptr
+	for k := range a {
+		v := uintptr(op.Arg[k])
+		switch op.Kind[k] {
+		case proto.Data:
+			v += c.data
+		case proto.Reg:
+			v = c.regs[v]
+		case proto.FD:
+			v = c.fds[v]
+		}
+		a[k] = v
+	}
+	r, errno := c.call(op.NR, &a)
+	if errno != 0 {
+		ignored := false
+		for _, e := range op.Ignore {
+			ignored = ignored || unix.Errno(e) == errno
+		}
+		if !ignored {
+			c.stop(i, errno)
+		}
+		if op.Flags&proto.FlagKeepEACCES != 0 && errno == unix.EACCES {
+			c.kept = true
+		}
+		r = -uintptr(errno)
+	}
+	if op.Result != proto.NoResult {
+		c.regs[op.Result] = r
+	}
+}
+
+//go:noinline
+//go:norace
+func (c *child) call(nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
+	switch nr {
+	case proto.PseudoClone:
+		flags := a[0] | unix.CLONE_PARENT | unix.CLONE_PIDFD
+		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, flags, 0, uintptr(unsafe.Pointer(&c.pidfd)), 0, 0, 0)
+		if errno != 0 || pid == 0 {
+			return 0, errno
+		}
+		c.report(reportPID, uint64(pid), 0, -1)
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	case proto.PseudoReport:
+		return 0, c.report(reportFD, uint64(a[0]), 0, int32(a[1]))
+	case proto.PseudoFail:
+		if c.kept {
+			return 0, unix.EACCES
+		}
+		return 0, unix.Errno(a[0])
+	case proto.PseudoExit:
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, a[0], 0, 0)
+	}
+	r, _, errno := unix.RawSyscall6(uintptr(nr), a[0], a[1], a[2], a[3], a[4], a[5])
+	return r, errno
+}
+
+// report sends three words, and fd unless it is -1.
+//
+//go:norace
+func (c *child) report(kind, v, w uint64, fd int32) unix.Errno {
+	c.words[0], c.words[1], c.words[2] = kind, v, w
+	c.hdr.Control, c.hdr.Controllen = nil, 0
+	if fd >= 0 {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&c.control))
+		h.Len, h.Level, h.Type = 20, unix.SOL_SOCKET, unix.SCM_RIGHTS
+		*(*int32)(unsafe.Pointer(&c.control[16])) = fd
+		c.hdr.Control, c.hdr.Controllen = &c.control[0], uint64(len(c.control))
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, c.fds[proto.FDReport], uintptr(unsafe.Pointer(&c.hdr)), 0)
+	return errno
+}
+
+//go:norace
+func (c *child) stop(op int, errno unix.Errno) {
+	c.report(reportFail, uint64(op), uint64(errno), -1)
+	unix.RawSyscall(unix.SYS_EXIT_GROUP, 111, 0, 0)
+}
