@@ -30,12 +30,10 @@ func (s execs) ExecSync(ctx context.Context, r *cri.ExecSyncRequest) (*cri.ExecS
 	if err != nil {
 		return nil, err
 	}
-	stdout, stderr, exitCode, err := s.o.Execs.ExecSync(ctx, c.ID, r.GetCmd(), timeout)
+	stdout, stderr, exitCode, err := s.o.Execs.ExecSync(ctx, c.ID, r.GetCmd(), timeout, maxOutput)
 	if err != nil {
 		return nil, err
 	}
-	stdout = stdout[:min(len(stdout), maxOutput)]
-	stderr = stderr[:min(len(stderr), maxOutput-len(stdout))]
 	return &cri.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: exitCode}, nil
 }
 

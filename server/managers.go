@@ -44,11 +44,11 @@ type Containers interface {
 	RemovePod(ctx context.Context, pod sandbox.ID) error
 }
 
-// Execs runs processes beside a container's first and joins its streams.
+// Execs runs processes beside a container's first and joins its streams; *container.Manager has it.
 type Execs interface {
 	// ExecSync runs cmd to its end. After timeout (0: never) it and all its children are killed and the error is
-	// errs.Deadline. Output beyond what an answer may hold is discarded.
-	ExecSync(ctx context.Context, id container.ID, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error)
+	// errs.Deadline. Output beyond limit bytes, both streams together, is discarded.
+	ExecSync(ctx context.Context, id container.ID, cmd []string, timeout time.Duration, limit int) (stdout, stderr []byte, exitCode int32, err error)
 	Exec(ctx context.Context, id container.ID, cmd []string, s stream.IO) (exitCode int32, err error)
 	Attach(ctx context.Context, id container.ID, s stream.IO) error
 }
