@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"crishim.dev/internal/errs"
+)
+
+// stopLimit bounds one attempt at a pod's teardown; kubelet tries again.
+const stopLimit = 4 * time.Minute
+
+// Stop takes a pod's network, namespaces and cgroup away and leaves its record. Its containers must have been stopped before.
+// Stopping a stopped or unknown pod succeeds. It is not undone when the caller goes away in the middle.
+func (m *Manager) Stop(ctx context.Context, id ID) error {
+	unlock, err := m.locks.Lock(ctx, string(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.current(id)
+	if r == nil || r.State == Stopped {
+		return nil
+	}
+	return m.stopLocked(ctx, r)
+}
+
+func (m *Manager) current(id ID) *record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.boxes[id]
+}
+
+func (m *Manager) stopLocked(ctx context.Context, r *record) error {
+	stopping := r.with(func(r *record) { r.State = Stopping })
+	if err := m.put(stopping); err != nil {
+		return err
+	}
+	ctx, cancel := detached(ctx, stopLimit)
+	defer cancel()
+	if err := m.teardown(ctx, stopping); err != nil {
+		return fmt.Errorf("stop pod %s: %w", r.Config.GetMetadata().GetName(), err)
+	}
+	stopped := stopping.with(func(r *record) { r.State, r.network, r.InitPID = Stopped, false, 0 })
+	if err := m.put(stopped); err != nil {
+		return err
+	}
+	m.changed(r.ID, ChangeStopped)
+	return nil
+}
+
+// teardown is the inverse of build, whole or in part: each step is fine with there being nothing to take away, and one that
+// fails does not stop the others. The network goes first: its host ports must be free for a DaemonSet's next pod (KUBELET.md 30).
+func (m *Manager) teardown(ctx context.Context, r *record) error {
+	var all []error
+	step := func(what string, err error) {
+		if err != nil {
+			all = append(all, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	if r.network {
+		step("detach from the network", m.o.Network.Detach(ctx, m.networkPod(r, nil)))
+	}
+	if sharedPID(r.Config) {
+		step("end the pod's init", m.endInit(ctx, r))
+	}
+	step("unpin", m.unpinAll(r.ID))
+	step("remove cgroup", m.prune(ctx, r.Cgroup))
+	return errors.Join(all...)
+}
+
+func (m *Manager) endInit(ctx context.Context, r *record) error {
+	path := m.o.Cgroups.Container(r.Cgroup, string(r.ID))
+	if err := m.removeCgroup(ctx, path); err != nil {
+		return err
+	}
+	return m.o.Keeper.Forget(ctx, initID(r.ID))
+}
+
+// prune removes the pod's cgroup if we made it.
+func (m *Manager) prune(ctx context.Context, path string) error {
+	g, err := m.o.Cgroups.Open(path)
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return g.Prune(ctx)
+}
+
+// removeCgroup kills what is left in a cgroup and removes it. A cgroup that isn't there is fine.
+func (m *Manager) removeCgroup(ctx context.Context, path string) error {
+	g, err := m.o.Cgroups.Open(path)
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	return g.Remove(ctx)
+}
+
+// Remove stops a pod if need be and forgets it. An unknown pod succeeds.
+func (m *Manager) Remove(ctx context.Context, id ID) error {
+	unlock, err := m.locks.Lock(ctx, string(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.current(id)
+	if r == nil {
+		return nil
+	}
+	if r.State != Stopped {
+		if err := m.stopLocked(ctx, r); err != nil {
+			return err
+		}
+		if r = m.current(id); r == nil {
+			return nil
+		}
+	}
+	if err := m.forget(r); err != nil {
+		return fmt.Errorf("remove pod %s: %w", r.Config.GetMetadata().GetName(), err)
+	}
+	m.changed(id, ChangeDeleted)
+	return nil
+}
