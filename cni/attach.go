@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/internal/errs"
+	"crishim.dev/internal/fsx"
+)
+
+// attachment is the record of one: enough to DEL it whatever has become of the configuration.
+type attachment struct {
+	Network    string              `json:"network"`
+	CNIVersion string              `json:"cniVersion"`
+	Config     json.RawMessage     `json:"config"`
+	Plugins    []json.RawMessage   `json:"plugins"` // with those from a network's directory
+	Runtime    *libcni.RuntimeConf `json:"runtime"`
+}
+
+const recordName = "attachment"
+
+// Attach brings lo up and runs ADD through the chain. When it fails nothing is left, unless the undoing failed too: then the error says so,
+// and Detach tries again.
+func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
+	if err := p.validate(true); err != nil {
+		return Result{}, err
+	}
+	unlock, err := n.pods.Lock(ctx, p.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
+	c := n.current()
+	if c.err != nil {
+		return Result{}, c.err
+	}
+	if n.attached(p.ID) { // left by an attempt of before a crash, or by a Detach whose end is still under way
+		if err := n.reap.wait(ctx); err != nil {
+			return Result{}, err
+		}
+		if err := n.detachLocked(ctx, p.ID, true); err != nil {
+			return Result{}, err
+		}
+	}
+	done, _ := n.reap.progress()
+	res, err := n.attachLocked(ctx, &p, c)
+	if now, busy := n.reap.progress(); errors.Is(err, errs.Exhausted) && (busy || now != done) {
+		// Addresses of pods that have just gone are about to become free, or have become so meanwhile.
+		if err := n.reap.wait(ctx); err != nil {
+			return Result{}, err
+		}
+		res, err = n.attachLocked(ctx, &p, c)
+	}
+	if err != nil {
+		return Result{}, fmt.Errorf("attach pod %s to network %s: %w", p.ID, c.list.Name, err)
+	}
+	return res, nil
+}
+
+func (n *Network) attachLocked(ctx context.Context, p *Pod, c *loaded) (Result, error) {
+	started := time.Now()
+	rt := p.runtimeConf(n.podCIDRs())
+	if err := n.record(p.ID, c.list, rt); err != nil {
+		return Result{}, err
+	}
+	undo := func(err error) (Result, error) {
+		err = errors.Join(err, n.detachLocked(context.WithoutCancel(ctx), p.ID, true))
+		return Result{}, err
+	}
+	pod, err := rtnl.Wrap(p.Socket)
+	if err == nil {
+		err = pod.Do(rtnl.SetUp("lo", true))
+	}
+	if err != nil {
+		return undo(err)
+	}
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: p})
+	raw, err := lib.AddNetworkList(ctx, c.list, rt)
+	if err != nil {
+		return undo(err)
+	}
+	res, err := readResult(raw)
+	if err != nil {
+		return undo(err)
+	}
+	res.Took = time.Since(started)
+	return res, nil
+}
+
+// record writes down what ADD is about to do.
+func (n *Network) record(id string, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	a := attachment{Network: list.Name, CNIVersion: list.CNIVersion, Config: list.Bytes, Runtime: rt}
+	for _, p := range list.Plugins {
+		a.Plugins = append(a.Plugins, p.Bytes)
+	}
+	data, err := json.Marshal(a)
+	if err != nil {
+		return fmt.Errorf("record attachment: %w", err)
+	}
+	if err := os.MkdirAll(n.podDir(id), 0o700); err != nil {
+		return fmt.Errorf("record attachment: %w", err)
+	}
+	if err := fsx.WriteFileAtomic(filepath.Join(n.podDir(id), recordName), data, 0o600, false); err != nil {
+		return fmt.Errorf("record attachment: %w", err)
+	}
+	return nil
+}
+
+// recorded reads an attachment back. fs.ErrNotExist: there is none, or nothing was done yet.
+func (n *Network) recorded(id string) (*libcni.NetworkConfigList, *libcni.RuntimeConf, error) {
+	data, err := os.ReadFile(filepath.Join(n.podDir(id), recordName))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read attachment: %w", err)
+	}
+	var a attachment
+	if err := json.Unmarshal(data, &a); err != nil || a.Runtime == nil {
+		return nil, nil, fmt.Errorf("read attachment of pod %s: %w", id, errors.Join(err, errs.Invalid))
+	}
+	list := &libcni.NetworkConfigList{Name: a.Network, CNIVersion: a.CNIVersion, Bytes: a.Config}
+	for _, raw := range a.Plugins {
+		p, err := libcni.NetworkPluginConfFromBytes(raw)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read attachment of pod %s: %w", id, err)
+		}
+		list.Plugins = append(list.Plugins, p)
+	}
+	return list, a.Runtime, nil
+}
+
+// Detach runs DEL through the chain, last plugin first, and forgets the attachment. It works without the namespace, twice, after a crash
+// and with the configuration gone. When it returns the pod's ports are free and its interface is down; deleting that and releasing the
+// address may still be under way (Wait). An error names the plugin; the attachment is kept for another attempt.
+func (n *Network) Detach(ctx context.Context, p Pod) error {
+	if err := utils.ValidateContainerID(p.ID); err != nil {
+		return errs.Newf(errs.Invalid, "pod ID %q: %w", p.ID, err)
+	}
+	unlock, err := n.pods.Lock(ctx, p.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := n.detachLocked(ctx, p.ID, false); err != nil {
+		return fmt.Errorf("detach pod %s from its network: %w", p.ID, err)
+	}
+	return nil
+}
+
+// detachLocked: with now, nothing is left to the background.
+func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
+	list, rt, err := n.recorded(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n.forget(id)
+	}
+	if err != nil {
+		return err
+	}
+	// A path that leads nowhere tells plugins less than none: they would fail to open it. The namespace may be gone long since.
+	if _, err := os.Stat(rt.NetNS); err != nil {
+		rt.NetNS = ""
+	}
+	var left *job
+	if !now {
+		left = &job{pod: id}
+	}
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(id), &executor{n: n, later: left})
+	if err := lib.DelNetworkList(ctx, list, rt); err != nil {
+		return err
+	}
+	if left == nil || len(left.release) == 0 {
+		return n.forget(id)
+	}
+	// From here on a repeated DEL is harmless and a missing one is not: the record goes last.
+	left.release = append(left.release, func() error { return n.forget(id) })
+	n.reap.enqueue(left)
+	return nil
+}
+
+// forget removes the record.
+func (n *Network) forget(id string) error {
+	if err := os.RemoveAll(n.podDir(id)); err != nil {
+		return fmt.Errorf("remove attachment: %w", err)
+	}
+	return nil
+}
+
+// Check runs CHECK through the chain: an error says what is no longer as Attach left it. The pod needs its ID, and Socket if the inside
+// is to be looked at too.
+func (n *Network) Check(ctx context.Context, p Pod) error {
+	unlock, err := n.pods.Lock(ctx, p.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	list, rt, err := n.recorded(p.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errs.Newf(errs.NotFound, "pod %s is attached to no network", p.ID)
+	}
+	if err != nil {
+		return err
+	}
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: &p})
+	err = lib.CheckNetworkList(ctx, list, rt)
+	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
+		return fmt.Errorf("check the network of pod %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+// GC detaches every pod that is not live, then has the plugins of the current configuration clear up what they hold for others (CNI 1.1),
+// and releases leases and ports of the built-in ones. live must be complete: it is called when the daemon starts, before new pods are.
+func (n *Network) GC(ctx context.Context, live []string) error {
+	keep := map[string]bool{}
+	for _, id := range live {
+		keep[id] = true
+	}
+	entries, err := os.ReadDir(n.opts.CacheDir)
+	if err != nil {
+		return fmt.Errorf("list attachments: %w", err)
+	}
+	var failed []error
+	var valid []types.GCAttachment
+	for _, e := range entries {
+		if keep[e.Name()] {
+			valid = append(valid, types.GCAttachment{ContainerID: e.Name(), IfName: ifName})
+			continue
+		}
+		if err := n.Detach(ctx, Pod{ID: e.Name()}); err != nil {
+			failed = append(failed, err)
+			keep[e.Name()] = true // what its record still needs is not released below
+		}
+	}
+	if err := n.Wait(ctx); err != nil {
+		return errors.Join(append(failed, err)...)
+	}
+	if c := n.current(); c.err == nil {
+		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.opts.CacheDir, &executor{n: n})
+		if err := lib.GCNetworkList(ctx, c.list, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
+			failed = append(failed, fmt.Errorf("clear up network %s: %w", c.list.Name, err))
+		}
+	}
+	if err := n.host.Sweep(func(container string) bool { return keep[container] }); err != nil {
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
+}

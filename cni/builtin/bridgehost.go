@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package builtin
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/internal/errs"
+)
+
+func validName(ifname string) error {
+	if err := utils.ValidateInterfaceName(ifname); err != nil {
+		return errs.As(errs.Invalid, err)
+	}
+	if strings.ContainsAny(ifname, "%\x00") {
+		return errs.Newf(errs.Invalid, "interface name %q", ifname)
+	}
+	return nil
+}
+
+// ensureBridge gives the bridge, made and set right when it is missing or not as configured. It looks each time: the bridge may have
+// been deleted, and that costs a fiftieth of what follows.
+func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (rtnl.Link, error) {
+	h.bridge.Lock()
+	defer h.bridge.Unlock()
+	br, err := h.rt.Link(conf.Bridge)
+	if errors.Is(err, unix.ENODEV) {
+		if err := createBridge(conf); err != nil {
+			return br, err
+		}
+		br, err = h.rt.Link(conf.Bridge)
+	}
+	if err != nil {
+		return br, err
+	}
+	if br.Kind != "bridge" {
+		return br, errs.Newf(errs.Precondition, "interface %s exists and is not a bridge", conf.Bridge)
+	}
+	if !br.Up {
+		if err := h.rt.Do(rtnl.SetUp(br.Name, true)); err != nil {
+			return br, err
+		}
+	}
+	if conf.PromiscMode && !br.Promis {
+		if err := netlink.SetPromiscOn(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br.Name, Index: br.Index}}); err != nil {
+			return br, fmt.Errorf("set bridge %s promiscuous: %w", br.Name, err)
+		}
+	}
+	if err := h.ensureAddrs(br, conf.ForceAddress, own); err != nil {
+		return br, err
+	}
+	return br, enableForwarding(own)
+}
+
+// createBridge makes the bridge with an address of its own choice: with a given one it does not take over that of whichever port is
+// lowest, which would change with the pods.
+func createBridge(conf *bridgeConf) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = conf.Bridge, conf.MTU
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("create bridge %s: %w", conf.Bridge, err)
+	}
+	attrs.HardwareAddr = macOf(host + "/" + conf.Bridge)
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("create bridge %s: %w", conf.Bridge, err)
+	}
+	// The routes of this interface are ours; a pod that sends router advertisements must not change them. A host without IPv6 has no such file.
+	if err := writeSysctl("net/ipv6/conf/"+conf.Bridge+"/accept_ra", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// ensureAddrs puts the gateways' addresses on the bridge. An IPv4 address, or one in an overlapping IPv6 subnet, that is there already
+// is an error, unless force says to replace it.
+func (h *Host) ensureAddrs(br rtnl.Link, force bool, own []netip.Prefix) error {
+	if len(own) == 0 {
+		return nil
+	}
+	have, err := h.rt.Addrs(br.Index)
+	if err != nil {
+		return err
+	}
+	for _, want := range own {
+		present := false
+		for _, a := range have {
+			switch {
+			case a == want:
+				present = true
+			case isOurs(own, a), a.Addr().Is4() != want.Addr().Is4(), want.Addr().Is6() && !a.Overlaps(want):
+			case !force:
+				return errs.Newf(errs.Precondition, "bridge %s already has the address %s, which differs from %s", br.Name, a, want)
+			default:
+				if err := h.rt.Do(rtnl.DeleteAddr(br.Index, a).Allow(unix.EADDRNOTAVAIL)); err != nil {
+					return err
+				}
+			}
+		}
+		if present {
+			continue
+		}
+		if err := h.rt.Do(rtnl.AddAddr(br.Index, want, false).Allow(unix.EEXIST)); err != nil {
+			return prefixed("bridge "+br.Name, err)
+		}
+	}
+	return nil
+}
+
+func isOurs(own []netip.Prefix, a netip.Prefix) bool {
+	for _, o := range own {
+		if o == a {
+			return true
+		}
+	}
+	return false
+}
+
+// enableForwarding lets this network namespace route for the families of the addresses.
+func enableForwarding(own []netip.Prefix) error {
+	done := map[bool]bool{}
+	for _, a := range own {
+		v4 := a.Addr().Is4()
+		if done[v4] {
+			continue
+		}
+		done[v4] = true
+		name := "net/ipv6/conf/all/forwarding"
+		if v4 {
+			name = "net/ipv4/ip_forward"
+		}
+		if on, err := readSysctl(name); err != nil || on == "1" {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if !v4 {
+			if err := keepRouters(); err != nil {
+				return err
+			}
+		}
+		if err := writeSysctl(name, "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepRouters raises accept_ra from 1 to 2 everywhere: with forwarding on, 1 means "ignore", and a host that learned its default route
+// from a router would lose it when the route expires.
+func keepRouters() error {
+	names, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, n := range names {
+		if n.Name() == "all" || n.Name() == "default" {
+			continue
+		}
+		name := "net/ipv6/conf/" + n.Name() + "/accept_ra"
+		v, err := readSysctl(name)
+		if err == nil && v == "1" {
+			err = writeSysctl(name, "2")
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func readSysctl(name string) (string, error) {
+	b, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		return "", fmt.Errorf("read sysctl %s: %w", name, err)
+	}
+	return string(bytes.TrimSpace(b)), nil
+}
+
+func writeSysctl(name, value string) error {
+	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+		return fmt.Errorf("set sysctl %s=%s: %w", name, value, err)
+	}
+	return nil
+}
+
+// portFlags sets what a bridge port can have besides its master. Rarely used, so it is not in the one message that makes the pair.
+func (h *Host) portFlags(name string, conf *bridgeConf) error {
+	if !conf.HairpinMode && !conf.PortIsolation {
+		return nil
+	}
+	l, err := h.rt.Link(name)
+	if err != nil {
+		return err
+	}
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Index: l.Index}}
+	if conf.HairpinMode {
+		if err := netlink.LinkSetHairpin(link, true); err != nil {
+			return fmt.Errorf("set hairpin mode on %s: %w", name, err)
+		}
+	}
+	if conf.PortIsolation {
+		if err := netlink.LinkSetIsolated(link, true); err != nil {
+			return fmt.Errorf("isolate bridge port %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func sameMAC(a net.HardwareAddr, text string) bool {
+	b, err := net.ParseMAC(text)
+	return text == "" || err == nil && bytes.Equal(a, b)
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package builtin is the standard CNI plugins as functions: they read the same JSON, give the same results, and need no process.
+//
+// The host's side is done over one lasting rtnetlink socket, the pod's side through a netlink socket that was opened inside the pod's
+// namespace and is passed in: nothing here enters a namespace. A plugin serves a configuration only when it understands every key of it
+// (Host.Understands); for others the caller runs the binary of that name.
+//
+// Neighbours: rtnl (messages to the kernel), lease (addresses), nat (masquerading, host ports). Package cni above chains plugins, keeps
+// their results and runs external ones.
+package builtin
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"crishim.dev/cni/builtin/lease"
+	"crishim.dev/cni/builtin/nat"
+	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/internal/errs"
+)
+
+// Options say where the host's side keeps its records.
+type Options struct {
+	// StateDir is on tmpfs: leases and port claims end with a reboot, as what they stand for does.
+	StateDir string
+	// Live says whether a container (for a runtime: a pod) still has an attachment; host ports of others may be taken over.
+	Live func(container string) bool
+	Log  *slog.Logger
+}
+
+// Host is the node's side of the built-in plugins. Safe for concurrent use.
+type Host struct {
+	opts Options
+	rt   *rtnl.Conn
+	nat  *nat.Table
+
+	mu     sync.Mutex // guards stores
+	stores map[string]*lease.Store
+	bridge sync.Mutex // held while a bridge is looked at and put right, so that two pods don't make one twice
+}
+
+// Open connects to this process's own network namespace.
+func Open(o Options) (*Host, error) {
+	table, err := nat.Open(filepath.Join(o.StateDir, "nat"))
+	if err != nil {
+		return nil, err
+	}
+	rt, err := rtnl.Open()
+	if err != nil {
+		return nil, err
+	}
+	return &Host{opts: o, rt: rt, nat: table, stores: map[string]*lease.Store{}}, nil
+}
+
+// Close ends the connections; what was set up stays.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for dir, s := range h.stores {
+		_ = s.Close()
+		delete(h.stores, dir)
+	}
+	_ = h.nat.Close()
+	return h.rt.Close()
+}
+
+// Call is one execution of a plugin: what the specification passes in the environment and on standard input.
+type Call struct {
+	Command   string // ADD, DEL, CHECK, GC, STATUS, VERSION
+	Container string // CNI_CONTAINERID
+	NetNS     string // CNI_NETNS: a path; may be empty for DEL
+	IfName    string // CNI_IFNAME
+	Args      string // CNI_ARGS
+	Config    []byte
+	// Socket is a NETLINK_ROUTE socket opened in the namespace. Needed by ADD; without it DEL and CHECK look at the host's side only.
+	Socket *os.File
+	// Delegate runs another plugin with the same environment: an IPAM plugin that is not built in.
+	Delegate func(ctx context.Context, typ string, config []byte) ([]byte, error)
+	// Later, if set, takes over the slow end of a DEL: the interfaces are down and retired, and have to be deleted before release is called.
+	Later func(links []string, release func() error)
+}
+
+type plugin struct {
+	// check parses the configuration and refuses what is not understood.
+	check func(config []byte) error
+	run   func(h *Host, ctx context.Context, c *Call) (types.Result, error)
+}
+
+func plugins() map[string]plugin {
+	return map[string]plugin{
+		"loopback":   {checkLoopback, (*Host).loopback},
+		"bridge":     {checkBridge, (*Host).runBridge},
+		"host-local": {checkHostLocal, (*Host).runHostLocal},
+		"portmap":    {checkPortmap, (*Host).runPortmap},
+	}
+}
+
+// Types lists the built-in plugins.
+func Types() []string { return []string{"bridge", "host-local", "loopback", "portmap"} }
+
+// Is says that a plugin of that type is built in.
+func Is(typ string) bool {
+	_, ok := plugins()[typ]
+	return ok
+}
+
+// Understands says whether the built-in plugin can serve the configuration; if not, the error is ErrNotUnderstood and names the key.
+func Understands(typ string, config []byte) error {
+	p, ok := plugins()[typ]
+	if !ok {
+		return errs.Newf(errs.Unsupported, "plugin %q is not built in", typ)
+	}
+	return p.check(config)
+}
+
+// Run executes the built-in plugin and gives what it would print. ErrNotUnderstood: nothing was done; run the binary of that name.
+func (h *Host) Run(ctx context.Context, typ string, c *Call) ([]byte, error) {
+	p, ok := plugins()[typ]
+	if !ok {
+		return nil, errs.Newf(errs.Unsupported, "plugin %q is not built in", typ)
+	}
+	if c.Command == "VERSION" {
+		return marshal(version.All)
+	}
+	v, err := configVersion(c.Config)
+	if err != nil {
+		return nil, err
+	}
+	res, err := p.run(h, ctx, c)
+	if err != nil || res == nil {
+		return nil, err
+	}
+	out, err := res.GetAsVersion(v)
+	if err != nil {
+		return nil, errs.Newf(errs.Invalid, "give result as CNI version %q: %w", v, err)
+	}
+	return marshal(out)
+}
+
+// lease opens the leases of a network once.
+func (h *Host) leases(network, dataDir string) (*lease.Store, error) {
+	dir := dataDir
+	if dir == "" {
+		dir = filepath.Join(h.opts.StateDir, "leases")
+	}
+	dir = filepath.Join(dir, network)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.stores[dir]; s != nil {
+		return s, nil
+	}
+	s, err := lease.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	h.stores[dir] = s
+	return s, nil
+}
+
+// DeleteRetired deletes the interfaces that DEL has put aside, in one go.
+func (h *Host) DeleteRetired() error {
+	return h.rt.Do(rtnl.DeleteRetired().Allow(enodev))
+}
+
+// pod gives a client of the namespace's socket.
+func (c *Call) pod() (*rtnl.Conn, error) {
+	if c.Socket == nil {
+		return nil, errs.Newf(errs.Invalid, "no netlink socket of the pod's network namespace")
+	}
+	return rtnl.Wrap(c.Socket)
+}
+
+func unknownCommand(c *Call) error {
+	return errs.Newf(errs.Invalid, "unknown CNI_COMMAND %q", c.Command)
+}
+
+func result(interfaces ...*current.Interface) *current.Result {
+	return &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: interfaces}
+}
+
+func prefixed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rtnl
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Retired is the interface group into which Retire puts veths that are to be deleted together ("shim" in ASCII).
+const Retired = 0x7368696d
+
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+const skipStats = 1 << 3
+
+// Link is an interface as seen from the socket's namespace.
+type Link struct {
+	Index  int
+	Name   string
+	Kind   string // "veth", "bridge", …; empty for lo and hardware
+	MAC    net.HardwareAddr
+	MTU    int
+	Up     bool // administratively
+	Runs   bool // operationally: has a carrier
+	Promis bool
+	Master int // index of its bridge, 0: none
+	Peer   int // veth: index of the other end in its own namespace
+}
+
+// Link finds an interface by name. A missing one is an *Error with ENODEV.
+func (c *Conn) Link(name string) (Link, error) {
+	r := newRequest("find interface "+name, unix.RTM_GETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)),
+		nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+	out, err := c.query(r, unix.RTM_NEWLINK)
+	if err != nil {
+		return Link{}, err
+	}
+	if len(out) != 1 {
+		return Link{}, &Error{What: r.What, Errno: unix.ENODEV}
+	}
+	return parseLink(out[0])
+}
+
+// Links lists all interfaces.
+func (c *Conn) Links() ([]Link, error) {
+	r := newRequest("list interfaces", unix.RTM_GETLINK, unix.NLM_F_DUMP, nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+	out, err := c.query(r, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, err
+	}
+	links := make([]Link, 0, len(out))
+	for _, b := range out {
+		l, err := parseLink(b)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+func parseLink(b []byte) (Link, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return Link{}, fmt.Errorf("parse interface: %d bytes", len(b))
+	}
+	info := nl.DeserializeIfInfomsg(b)
+	l := Link{
+		Index: int(info.Index), Up: info.Flags&unix.IFF_UP != 0, Runs: info.Flags&unix.IFF_RUNNING != 0,
+		Promis: info.Flags&unix.IFF_PROMISC != 0,
+	}
+	attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return Link{}, fmt.Errorf("parse interface: %w", err)
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.IFLA_IFNAME:
+			l.Name = nl.BytesToString(a.Value)
+		case unix.IFLA_ADDRESS:
+			l.MAC = append(net.HardwareAddr(nil), a.Value...)
+		case unix.IFLA_MTU:
+			l.MTU = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_MASTER:
+			l.Master = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_LINK:
+			l.Peer = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_PROMISCUITY:
+			l.Promis = binary.NativeEndian.Uint32(a.Value) > 0
+		case unix.IFLA_LINKINFO:
+			l.Kind = linkKind(a.Value)
+		}
+	}
+	return l, nil
+}
+
+func linkKind(b []byte) string {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return ""
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == nl.IFLA_INFO_KIND {
+			return nl.BytesToString(a.Value)
+		}
+	}
+	return ""
+}
+
+// Veth describes a pair: one end here, on a bridge and up; the other in the namespace NetNS, still down.
+type Veth struct {
+	Name    string
+	MAC     net.HardwareAddr
+	MTU     int // 0: the kernel's default
+	Master  int // index of the bridge, 0: none
+	Peer    string
+	PeerMAC net.HardwareAddr
+	NetNS   *os.File
+}
+
+// AddVeth makes the pair in one message. The peer can't be created up: the kernel would open it before its partner exists (ENOTCONN).
+func AddVeth(v Veth) Request {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	data := append([]nl.NetlinkRequestData{msg}, endAttrs(v.Name, v.MAC, v.MTU)...)
+	if v.Master != 0 {
+		data = append(data, nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.Master))))
+	}
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	for _, a := range endAttrs(v.Peer, v.PeerMAC, v.MTU) {
+		peer.AddChild(a)
+	}
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.NetNS.Fd())))
+	return newRequest(fmt.Sprintf("create veth %s and %s in the pod", v.Name, v.Peer), unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
+		append(data, info)...)
+}
+
+func endAttrs(name string, mac net.HardwareAddr, mtu int) []nl.NetlinkRequestData {
+	data := []nl.NetlinkRequestData{nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))}
+	if mac != nil {
+		data = append(data, nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	}
+	if mtu != 0 {
+		data = append(data, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))))
+	}
+	return data
+}
+
+// SetUp brings the interface up, or down.
+func SetUp(name string, up bool) Request {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Change = unix.IFF_UP
+	what := "bring down interface "
+	if up {
+		msg.Flags, what = unix.IFF_UP, "bring up interface "
+	}
+	return newRequest(what+name, unix.RTM_SETLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}
+
+// Retire takes the interface down and off its bridge and puts it into the group Retired. From then on it carries nothing, and its
+// deletion, a hundred times as long under the same kernel lock, can wait and be shared (DeleteRetired).
+func Retire(name string) Request {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Change = unix.IFF_UP
+	return newRequest("take down interface "+name, unix.RTM_SETLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)),
+		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(0)), nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(Retired)))
+}
+
+// DeleteRetired deletes all interfaces of the group Retired at once. None there is ENODEV.
+func DeleteRetired() Request {
+	return newRequest("delete retired interfaces", unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(Retired)))
+}
+
+// DeleteLink deletes one interface by name; a veth takes its peer with it.
+func DeleteLink(name string) Request {
+	return newRequest("delete interface "+name, unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}

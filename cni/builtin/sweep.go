@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package builtin
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"crishim.dev/cni/builtin/lease"
+	"crishim.dev/cni/builtin/rtnl"
+)
+
+// Sweep removes interfaces, leases and host ports of containers that keep doesn't want, in every network, also those that no
+// configuration names any more.
+func (h *Host) Sweep(keep func(container string) bool) error {
+	err := h.nat.Release(keep)
+	networks, e := os.ReadDir(filepath.Join(h.opts.StateDir, "leases"))
+	if e != nil && !errors.Is(e, fs.ErrNotExist) {
+		return errors.Join(err, fmt.Errorf("list leases: %w", e))
+	}
+	for _, n := range networks {
+		err = errors.Join(err, h.sweepLeases(n.Name(), keep))
+	}
+	return errors.Join(err, h.DeleteRetired())
+}
+
+func (h *Host) sweepLeases(network string, keep func(string) bool) error {
+	store, err := h.leases(network, "")
+	if err != nil {
+		return err
+	}
+	all, err := store.All()
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if keep(l.Owner.Container) {
+			continue
+		}
+		if err := h.rt.Do(rtnl.DeleteLink(vethName(l.Owner.Container, l.Owner.IfName)).Allow(enodev)); err != nil {
+			return err
+		}
+		if err := store.Release(l.Owner); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Leases lists the addresses of a network that are in use.
+func (h *Host) Leases(network string) ([]lease.Lease, error) {
+	store, err := h.leases(network, "")
+	if err != nil {
+		return nil, err
+	}
+	return store.All()
+}
+
+// RemoveTable deletes the nftables table: for the end of a node.
+func (h *Host) RemoveTable() error { return h.nat.Remove() }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/version"
+	"github.com/vishvananda/netlink"
+
+	"crishim.dev/cni/builtin"
+	"crishim.dev/internal/errs"
+)
+
+// statusAge is how old the last answer of external plugins to STATUS may be. kubelet asks every five seconds.
+const statusAge = 4 * time.Second
+
+// Status is nil when pods can be attached, else the reason why not. It never waits for a plugin: external ones are asked in the background
+// and their last answer counts.
+func (n *Network) Status() error {
+	c := n.current()
+	if c.err != nil {
+		return c.err
+	}
+	external := false
+	for _, p := range c.list.Plugins {
+		by, err := n.runBy(p)
+		if err != nil {
+			return errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
+		}
+		external = external || by != runByUs
+	}
+	speaks, err := version.GreaterThanOrEqualTo(c.list.CNIVersion, "1.1.0")
+	if err != nil || !speaks || !external {
+		return nil
+	}
+	return n.externalStatus(c)
+}
+
+// externalStatus gives the last answer and sees that there is a fresh one next time.
+func (n *Network) externalStatus(c *loaded) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := &n.state
+	if s.of != c {
+		s.of, s.err, s.at = c, nil, time.Time{}
+	}
+	if !s.going && time.Since(s.at) > statusAge {
+		s.going = true
+		// Ends by itself after at most Timeout for each plugin; Close need not wait for an answer that nobody reads.
+		go n.askStatus(c)
+	}
+	return s.err
+}
+
+func (n *Network) askStatus(c *loaded) {
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.opts.CacheDir, &executor{n: n})
+	err := lib.GetStatusNetworkList(context.Background(), c.list)
+	if err != nil {
+		err = errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.state.going = false
+	if n.state.of == c {
+		n.state.err, n.state.at = err, time.Now()
+	}
+}
+
+const runByUs = "built in"
+
+// runBy says who serves the plugin: "built in", or the path of its binary.
+func (n *Network) runBy(p *libcni.PluginConfig) (string, error) {
+	err := builtin.Understands(p.Network.Type, p.Bytes)
+	if err == nil || !errors.Is(err, builtin.ErrNotUnderstood) && builtin.Is(p.Network.Type) {
+		return runByUs, err
+	}
+	path, e := findBinary(p.Network.Type, n.opts.BinDirs)
+	if e == nil {
+		return path, nil
+	}
+	if builtin.Is(p.Network.Type) {
+		return "", fmt.Errorf("plugin %s: %w by the built-in plugin, and %w", p.Network.Type, err, e)
+	}
+	return "", e
+}
+
+// uplinkMTU is the MTU of the interface with the default route, 0 if there is none.
+func uplinkMTU() int {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return 0
+	}
+	for _, r := range routes {
+		ones := 0
+		if r.Dst != nil {
+			ones, _ = r.Dst.Mask.Size()
+		}
+		if ones > 0 || r.LinkIndex == 0 {
+			continue
+		}
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+			return l.Attrs().MTU
+		}
+	}
+	return 0
+}
