@@ -28,9 +28,17 @@ type prog struct {
 	inUse           [proto.NumRegs]bool
 	// used has the passed descriptors that an op has named, in order of their first use.
 	used []FD
+	// stdio are the descriptors that become 0, 1 and 2; master is the tag under which a pty's master is reported.
+	stdioFDs [3]arg
+	master   int
 }
 
-func newProg() *prog { return &prog{strings: map[string]uint64{}, arrays: map[string]uint64{}} }
+func newProg() *prog {
+	return &prog{
+		strings: map[string]uint64{}, arrays: map[string]uint64{},
+		stdioFDs: [3]arg{std(proto.FDStdin), std(proto.FDStdout), std(proto.FDStderr)}, master: proto.TagPTY,
+	}
+}
 
 func imm[T ~int | ~uint64 | ~uint32](v T) arg { return arg{proto.Imm, uint64(v)} }
 func (r reg) arg() arg                        { return arg{proto.Reg, uint64(r)} }

@@ -161,6 +161,9 @@ type ExecDescription struct {
 	HostPID, HostNet, HostIPC, HostUTS, HostCgroupNS bool
 	// UserNS says that the container has a user namespace of its own.
 	UserNS bool
+	// Stdio are the caller's ends of the streams that Stdin, Stdout and Stderr announce: the keeper makes no FIFOs for an exec. With
+	// TTY they are not used, and the pty's master is returned to the caller.
+	Stdio [3]FD
 }
 
 // PodDescription is a pod's namespaces. The program reports descriptors in this order, leaving out what the host's stands for:

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
+	"crishim.dev/proto"
 )
 
 // Exec compiles the start of another process in a running container.
@@ -19,6 +20,12 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 		return nil, err
 	}
 	p := newProg()
+	p.master = proto.TagReturn
+	for i, f := range d.Stdio {
+		if given := []bool{d.Stdin, d.Stdout, d.Stderr}[i]; given && !d.TTY {
+			p.stdioFDs[i] = p.fd(f)
+		}
+	}
 	own := p.beforeNamespaces(&d.Process, f)
 	p.joinCgroup(d.Cgroup, false)
 	flags := unix.CLONE_NEWNS

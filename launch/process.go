@@ -54,7 +54,7 @@ func (p *prog) beforeNamespaces(d *Process, f Facts) early {
 	p.label = "give the user its stdio"
 	for i, given := range []bool{d.Stdin, d.Stdout, d.Stderr} {
 		if given && !d.TTY && d.UID != 0 {
-			p.do(unix.SYS_FCHOWN, std(proto.FDStdin+i), imm(uint64(d.UID)), imm(^uint64(0)))
+			p.do(unix.SYS_FCHOWN, p.stdioFDs[i], imm(uint64(d.UID)), imm(^uint64(0)))
 		}
 	}
 	var e early

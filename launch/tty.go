@@ -23,8 +23,10 @@ func (p *prog) stdio(d *Process, console bool) {
 	}
 	for i, g := range given {
 		if g {
-			p.do(unix.SYS_DUP3, std(proto.FDStdin+i), imm(i), imm(0))
-			p.do(unix.SYS_CLOSE, std(proto.FDStdin+i))
+			p.do(unix.SYS_DUP3, p.stdioFDs[i], imm(i), imm(0))
+			if p.stdioFDs[i] == std(proto.FDStdin+i) { // closeAll closes those that were passed
+				p.do(unix.SYS_CLOSE, p.stdioFDs[i])
+			}
 		} else {
 			p.do(unix.SYS_DUP3, null.arg(), imm(i), imm(0))
 		}
@@ -43,7 +45,7 @@ func (p *prog) tty(d *Process, console bool) {
 	if d.UID != 0 {
 		p.do(unix.SYS_FCHOWN, slave.arg(), imm(uint64(d.UID)), imm(^uint64(0)))
 	}
-	p.do(int(proto.PseudoReport), imm(proto.TagPTY), master.arg())
+	p.do(int(proto.PseudoReport), imm(p.master), master.arg())
 	p.close(master)
 	if console {
 		p.label = "mount /dev/console"

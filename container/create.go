@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/image"
+	"crishim.dev/internal/errs"
+	"crishim.dev/internal/protodiff"
+	"crishim.dev/sandbox"
+)
+
+// cleanLimit bounds a clean-up that no caller waits for longer.
+const cleanLimit = 2 * time.Minute
+
+// Create makes a container in a ready pod; no process exists before Start. The same name with the same configuration gives the
+// same id, also while the first call is in flight; with another configuration it is AlreadyExists, naming the field that differs.
+func (m *Manager) Create(ctx context.Context, pod sandbox.ID, cfg *cri.ContainerConfig) (ID, error) {
+	key := nameKey(pod, cfg.GetMetadata())
+	id, err := m.creates.Do(ctx, key, func(ctx context.Context) (ID, error) {
+		if id, err := m.existing(key, cfg); id != "" || err != nil {
+			return id, err
+		}
+		return m.create(ctx, pod, cfg)
+	})
+	if err != nil {
+		return "", err
+	}
+	// The result may be that of another call: it must fit this one's configuration too.
+	if found, err := m.existing(key, cfg); err != nil || found != "" {
+		return found, err
+	}
+	return id, nil
+}
+
+func (m *Manager) existing(key string, cfg *cri.ContainerConfig) (ID, error) {
+	m.mu.Lock()
+	e := m.all[m.names[key]]
+	var r *record
+	if e != nil {
+		r = e.rec
+	}
+	m.mu.Unlock()
+	if r == nil {
+		return "", nil
+	}
+	name := cfg.GetMetadata().GetName()
+	if field := protodiff.First(r.Config, cfg); field != "" {
+		return "", errs.Newf(errs.AlreadyExists, "create container %s: it exists as %s with another %s", name, r.ID, field)
+	}
+	if !listed(r) {
+		return "", errs.Newf(errs.AlreadyExists, "create container %s: it exists as %s and is %s", name, r.ID, r.State)
+	}
+	return r.ID, nil
+}
+
+func (m *Manager) create(ctx context.Context, pod sandbox.ID, cfg *cri.ContainerConfig) (ID, error) {
+	fail := func(err error) (ID, error) {
+		return "", fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
+	}
+	box, err := m.openPod(pod)
+	if err != nil {
+		return fail(err)
+	}
+	r, err := m.resolve(ctx, box, cfg)
+	if err != nil {
+		return fail(err)
+	}
+	if err := m.put(r); err != nil {
+		return fail(errors.Join(err, m.forget(r)))
+	}
+	created, err := m.furnish(ctx, r)
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
+		defer cancel()
+		return fail(errors.Join(err, m.discard(ctx, r)))
+	}
+	m.changed(created, ChangeCreated)
+	return created.ID, nil
+}
+
+// openPod gives the pod if containers may be made and started in it (KUBELET.md 17).
+func (m *Manager) openPod(pod sandbox.ID) (sandbox.Sandbox, error) {
+	box, err := m.o.Sandboxes.Get(string(pod))
+	if err != nil {
+		return box, err
+	}
+	m.mu.Lock()
+	closed := m.closed[box.ID]
+	m.mu.Unlock()
+	if box.State != sandbox.Ready || closed {
+		return box, errs.Newf(errs.Precondition, "pod sandbox %s is not ready", box.ID)
+	}
+	return box, nil
+}
+
+// resolve makes the record out of request, pod and image. It touches nothing.
+func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.ContainerConfig) (*record, error) {
+	img, err := m.o.Images.Resolve(cfg.GetImage().GetImage())
+	if err != nil {
+		return nil, err
+	}
+	proc, err := m.resolveProcess(ctx, box, cfg, img)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.checkSecurity(cfg); err != nil {
+		return nil, err
+	}
+	if err := checkMounts(cfg.GetMounts()); err != nil {
+		return nil, err
+	}
+	signal, err := stopSignal(cfg.GetStopSignal(), img.Config.StopSignal)
+	if err != nil {
+		return nil, err
+	}
+	logPath, err := logPath(box.Config.GetLogDirectory(), cfg.GetLogPath())
+	if err != nil {
+		return nil, err
+	}
+	id, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	res := &cri.LinuxContainerResources{}
+	if r := cfg.GetLinux().GetResources(); r != nil {
+		res = proto.CloneOf(r)
+	}
+	return &record{
+		Container: Container{
+			ID: id, Sandbox: box.ID, State: Creating, Config: cfg, ImageID: img.ID, ImageRef: imageRef(img), CreatedAt: time.Now(),
+			LogPath: logPath, Cgroup: m.o.Cgroups.Container(box.Cgroup, string(id)), Resources: res, StopSignal: signal,
+			User: proc.user(),
+		},
+		Process: proc, Layers: img.Layers, Volumes: volumes(img, cfg.GetMounts()),
+	}, nil
+}
+
+// imageRef is what ContainerStatus.image_ref says: a digest reference if the image has one (kubelet prunes by it), else the id.
+func imageRef(img image.Image) string {
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return img.ID
+}
+
+func newID() (ID, error) {
+	var b [32]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("make container id: %w", err)
+	}
+	return ID(hex.EncodeToString(b[:])), nil
+}
+
+func (m *Manager) resolveProcess(ctx context.Context, box sandbox.Sandbox, cfg *cri.ContainerConfig, img image.Image) (process, error) {
+	args, err := command(cfg, img.Config)
+	if err != nil {
+		return process{}, err
+	}
+	acc, err := m.accounts.get(ctx, m.o.Snapshots, img)
+	if err != nil {
+		return process{}, err
+	}
+	who, err := identify(security(cfg), img.Config.User, acc)
+	if err != nil {
+		return process{}, err
+	}
+	hostname := box.Config.GetHostname()
+	if box.HostNetwork() || hostname == "" {
+		if hostname, err = os.Hostname(); err != nil {
+			return process{}, err
+		}
+	}
+	env, err := environment(cfg, img.Config, hostname, who.home)
+	if err != nil {
+		return process{}, err
+	}
+	cwd := cfg.GetWorkingDir()
+	if cwd == "" {
+		cwd = img.Config.WorkingDir
+	}
+	if cwd == "" {
+		cwd = "/"
+	}
+	if !path.IsAbs(cwd) || strings.ContainsRune(cwd, 0) {
+		return process{}, errs.Newf(errs.Invalid, "working_dir: %q is not an absolute path", cwd)
+	}
+	return process{Args: args, Env: env, Cwd: path.Clean(cwd), UID: who.uid, GID: who.gid, Groups: who.groups}, nil
+}
+
+// logPath joins the pod's directory and the container's file name; empty when either is missing.
+func logPath(dir, name string) (string, error) {
+	if dir == "" || name == "" {
+		return "", nil
+	}
+	if !filepath.IsLocal(name) || !filepath.IsAbs(dir) {
+		return "", errs.Newf(errs.Invalid, "log_path: %q does not lie in log_directory %q", name, dir)
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// volumes are the image's VOLUMEs that the request mounts nothing over.
+func volumes(img image.Image, mounts []*cri.Mount) []string {
+	var out []string
+	for v := range img.Config.Volumes {
+		v = path.Clean("/" + v)
+		if v == "/" || slices.ContainsFunc(mounts, func(mt *cri.Mount) bool { return path.Clean(mt.GetContainerPath()) == v }) {
+			continue
+		}
+		out = append(out, v)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// furnish makes what a created container has: its writable layer and its image volumes.
+func (m *Manager) furnish(ctx context.Context, r *record) (*record, error) {
+	if err := m.o.Snapshots.Create(ctx, string(r.ID), r.Layers); err != nil {
+		return nil, err
+	}
+	if err := m.seedVolumes(ctx, r); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if _, err := m.openPod(r.Sandbox); err != nil { // stopped meanwhile
+		return nil, err
+	}
+	created := r.with(func(r *record) { r.State = Created })
+	return created, m.put(created)
+}
+
+// discard takes away all that a container without processes has, and its record.
+func (m *Manager) discard(ctx context.Context, r *record) error {
+	if err := m.o.Snapshots.Remove(ctx, string(r.ID)); err != nil {
+		return err
+	}
+	return m.forget(r)
+}
+
+// accountsCache remembers the accounts of images used of late: reading them takes a mount.
+type accountsCache struct {
+	mu sync.Mutex
+	// byImage has at most accountsCached entries. Guarded by mu.
+	byImage map[string]accounts
+}
+
+// accountsCached bounds the cache; accountsKept is the size in bytes of the largest entry it takes.
+const (
+	accountsCached = 64
+	accountsKept   = 16 << 10
+)
+
+func (c *accountsCache) get(ctx context.Context, snaps viewer, img image.Image) (accounts, error) {
+	c.mu.Lock()
+	a, ok := c.byImage[img.ID]
+	c.mu.Unlock()
+	if ok {
+		return a, nil
+	}
+	root, err := snaps.View(ctx, img.Layers)
+	if err != nil {
+		return a, err
+	}
+	defer root.Close()
+	if a, err = readAccounts(root); err != nil {
+		return a, err
+	}
+	if len(a.passwd)+len(a.group) > accountsKept {
+		return a, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byImage == nil || len(c.byImage) >= accountsCached {
+		c.byImage = map[string]accounts{}
+	}
+	c.byImage[img.ID] = a
+	return a, nil
+}

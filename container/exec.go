@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/internal/errs"
+	"crishim.dev/keeper/client"
+	"crishim.dev/launch"
+	"crishim.dev/proto"
+	"crishim.dev/stream"
+)
+
+// execPrefix begins the keeper's names for exec processes.
+const execPrefix = "exec-"
+
+// drainLimit bounds the wait for the rest of the output after the process has ended: a grandchild may keep the pipe open for ever
+// (KUBELET.md 16).
+const drainLimit = 250 * time.Millisecond
+
+// running is an exec process that was started.
+type running struct {
+	id    string
+	pidfd *os.File
+	pid   int
+	// ended gets one element.
+	ended chan proto.Exited
+	// cgroup is the container's, which the process is in.
+	cgroup string
+	// master is the pty's, when one was asked for.
+	master *os.File
+}
+
+// ExecSync runs cmd in the container to its end. After timeout (0: never) it and all its children are killed and the error is
+// errs.Deadline. Output beyond limit bytes, both streams together, is read and discarded.
+func (m *Manager) ExecSync(ctx context.Context, id ID, cmd []string, timeout time.Duration, limit int) (stdout, stderr []byte, code int32, err error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errs.Newf(errs.Deadline, "the command did not end within %s", timeout))
+		defer cancel()
+	}
+	budget := &budget{left: limit}
+	out, errOut := &capped{budget: budget}, &capped{budget: budget}
+	code, err = m.Exec(ctx, id, cmd, stream.IO{Stdout: out, Stderr: errOut})
+	return out.data, errOut.data, code, err
+}
+
+// Exec runs cmd in the container with the caller's streams until it ends, and returns its exit code. When ctx ends the process,
+// its session and its children are killed.
+func (m *Manager) Exec(ctx context.Context, id ID, cmd []string, s stream.IO) (code int32, err error) {
+	pipes, err := openPipes(s)
+	if err != nil {
+		return 0, err
+	}
+	defer pipes.close()
+	p, err := m.startExec(ctx, id, cmd, s.TTY, pipes)
+	if err != nil {
+		return 0, err
+	}
+	defer p.pidfd.Close()
+	defer m.dropExec(p.id)
+	pipes.started(s, p.master)
+	select {
+	case ev := <-p.ended:
+		pipes.drain()
+		code, _ = outcome(ev.Status)
+		return code, nil
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx)
+	if err := m.killExec(p); err != nil {
+		cause = errors.Join(cause, err)
+	}
+	pipes.drain()
+	return 0, fmt.Errorf("exec %q: %w", cmd[0], cause)
+}
+
+func (m *Manager) dropExec(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.execs, id)
+}
+
+// startExec launches the process. Like a container's start it is not cut short by the caller's end.
+func (m *Manager) startExec(ctx context.Context, id ID, cmd []string, tty bool, pipes *pipes) (*running, error) {
+	if len(cmd) == 0 || cmd[0] == "" {
+		return nil, errs.Newf(errs.Invalid, "cmd: empty")
+	}
+	pidfd, r, err := m.live(id)
+	if err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
+	defer pidfd.Close()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	defer cancel()
+	l := &launching{m: m, r: r}
+	defer l.close()
+	plan, err := l.planExec(pidfd, cmd, tty, pipes)
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", r.name(), err)
+	}
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
+	p := &running{id: execPrefix + hex.EncodeToString(b[:]), ended: make(chan proto.Exited, 1), cgroup: r.Cgroup}
+	m.mu.Lock()
+	m.execs[p.id] = p.ended
+	m.mu.Unlock()
+	proc, err := m.o.Keeper.Spawn(ctx, client.Spawn{
+		Spawn:   proto.Spawn{ID: p.id, CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup)},
+		Program: plan.Program, Files: l.files.Files, Name: "exec in container " + r.name(),
+	})
+	if err != nil {
+		m.dropExec(p.id)
+		return nil, errors.Join(err, m.o.Keeper.Forget(ctx, p.id))
+	}
+	p.pidfd, p.pid = proc.PIDFD, proc.PID
+	if len(proc.Files) > 0 {
+		p.master = proc.Files[0]
+	}
+	return p, nil
+}
+
+// planExec gives the process what the container's first has: cgroup, user, capabilities, seccomp, oom_score_adj (KUBELET.md 20).
+func (l *launching) planExec(pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.Plan, error) {
+	base, err := describe(l.r, l.box, l.m.o.NoFile)
+	if err != nil {
+		return nil, err
+	}
+	d := &launch.ExecDescription{Process: base.Process, Cgroup: launch.Cgroup{Dir: launch.NoFD}}
+	d.Args, d.TTY = cmd, tty
+	d.Stdin, d.Stdout, d.Stderr = pipes.stdin.theirs != nil, pipes.stdout.theirs != nil, pipes.stderr.theirs != nil
+	if tty && !slices.ContainsFunc(d.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
+		d.Env = append(slices.Clone(d.Env), "TERM=xterm")
+	}
+	if d.Seccomp, err = l.m.filter(security(l.r.Config), d.Caps); err != nil {
+		return nil, err
+	}
+	group, err := l.m.o.Cgroups.Open(l.r.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	procs, dir, err := group.Files()
+	if err != nil {
+		return nil, err
+	}
+	d.Dir = l.files.Add(dir)
+	for _, f := range procs {
+		d.Procs = append(d.Procs, l.files.Add(f))
+	}
+	dup, err := duplicate(pidfd) // files are closed with the launch
+	if err != nil {
+		return nil, err
+	}
+	d.PIDFD = l.files.Add(dup)
+	for i, end := range []*pipeEnd{&pipes.stdin, &pipes.stdout, &pipes.stderr} {
+		d.Stdio[i] = l.files.Add(end.give())
+	}
+	box, err := l.m.o.Sandboxes.Get(string(l.r.Sandbox))
+	if err != nil {
+		return nil, err
+	}
+	d.HostNet, d.HostUTS, d.HostIPC = box.HostNetwork(), box.HostNetwork(), box.HostIPC()
+	d.HostPID = pidMode(l.r.Config) == cri.NamespaceMode_NODE
+	return launch.Exec(d, l.m.o.Facts)
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func (m *Manager) execEnded(ctx context.Context, ev proto.Exited) {
+	m.mu.Lock()
+	ended := m.execs[ev.ID]
+	m.mu.Unlock()
+	if ended != nil {
+		select {
+		case ended <- ev:
+		default: // announced twice
+		}
+	}
+	if err := m.o.Keeper.Forget(ctx, ev.ID); err != nil && ctx.Err() == nil {
+		m.o.Log.Warn("ended exec process can't be forgotten", "process", ev.ID, "error", err)
+	}
+}

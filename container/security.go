@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/internal/errs"
+	"crishim.dev/launch"
+	"crishim.dev/launch/seccomp"
+)
+
+// capabilities gives what the request grants: the default list as edited, everything when privileged.
+func capabilities(sc *cri.LinuxContainerSecurityContext) (granted, ambient launch.CapSet, err error) {
+	c := sc.GetCapabilities()
+	if sc.GetPrivileged() {
+		granted = launch.AllCaps
+	} else if granted, err = launch.EditCaps(launch.DefaultCaps, c.GetAddCapabilities(), c.GetDropCapabilities()); err != nil {
+		return 0, 0, err
+	}
+	if ambient, err = launch.EditCaps(0, c.GetAddAmbientCapabilities(), nil); err != nil {
+		return 0, 0, err
+	}
+	// An ambient capability is permitted by definition (capabilities(7)).
+	return granted | ambient, ambient, nil
+}
+
+// checkSecurity refuses what this host or this version can't give, and warns once of what it gives only in part.
+func (m *Manager) checkSecurity(cfg *cri.ContainerConfig) error {
+	sc := security(cfg)
+	granted, _, err := capabilities(sc)
+	if err != nil {
+		return err
+	}
+	if missing := granted &^ m.o.Facts.Caps; missing != 0 {
+		m.warned.once("capabilities", "this host lacks capabilities that containers ask for; they go without", "missing", missing.Names())
+	}
+	if adj := int(cfg.GetLinux().GetResources().GetOomScoreAdj()); adj < m.o.Facts.OOMScoreAdjMin {
+		m.warned.once("oom_score_adj", "this host does not allow a low oom_score_adj; the lowest possible one is set", "asked", adj, "lowest", m.o.Facts.OOMScoreAdjMin)
+	}
+	if _, err := m.filter(sc, granted); err != nil {
+		return err
+	}
+	if u := sc.GetNamespaceOptions().GetUsernsOptions(); u != nil && u.GetMode() == cri.NamespaceMode_POD {
+		return errs.Newf(errs.Unsupported, "userns_options: user namespaces are not offered by this handler")
+	}
+	if len(cfg.GetCDIDevices()) > 0 {
+		return errs.Newf(errs.Unsupported, "CDI_devices: not offered (see RuntimeFeatures)")
+	}
+	if p := sc.GetApparmor(); p != nil && p.GetProfileType() == cri.SecurityProfile_Localhost {
+		return errs.Newf(errs.Unsupported, "apparmor: this kernel has no AppArmor")
+	}
+	return nil
+}
+
+// filter gives the compiled seccomp filter that the request asks for; nil is unconfined, which privileged containers always are.
+func (m *Manager) filter(sc *cri.LinuxContainerSecurityContext, caps launch.CapSet) (*launch.Seccomp, error) {
+	if sc.GetPrivileged() || sc.GetSeccomp() == nil {
+		return nil, nil
+	}
+	var profile *seccomp.Profile
+	switch sc.GetSeccomp().GetProfileType() {
+	case cri.SecurityProfile_Unconfined:
+		return nil, nil
+	case cri.SecurityProfile_RuntimeDefault:
+		profile = m.defaultProfile
+	case cri.SecurityProfile_Localhost:
+		p, err := readProfile(sc.GetSeccomp().GetLocalhostRef())
+		if err != nil {
+			return nil, fmt.Errorf("seccomp.localhost_ref: %w", err)
+		}
+		profile = p
+	default:
+		return nil, errs.Newf(errs.Invalid, "seccomp.profile_type: unknown type %d", sc.GetSeccomp().GetProfileType())
+	}
+	f, err := m.o.Filters.Filter(profile, caps.Names())
+	if err != nil {
+		return nil, fmt.Errorf("seccomp: %w", err)
+	}
+	return &launch.Seccomp{Code: f.Code, Flags: f.Flags, Narrow: f.Narrow}, nil
+}
+
+// readProfile reads a localhost profile; kubelet sends an absolute path.
+func readProfile(path string) (*seccomp.Profile, error) {
+	if !filepath.IsAbs(path) {
+		return nil, errs.Newf(errs.Invalid, "%q is not an absolute path", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, errs.As(errs.Invalid, err)
+	}
+	defer f.Close()
+	return seccomp.Parse(f)
+}
+
+// warnings says a thing once.
+type warnings struct {
+	log *slog.Logger
+	mu  sync.Mutex
+	// said has the keys of what was said. Guarded by mu.
+	said map[string]bool
+}
+
+func (w *warnings) once(key, msg string, args ...any) {
+	w.mu.Lock()
+	said := w.said[key]
+	if w.said == nil {
+		w.said = map[string]bool{}
+	}
+	w.said[key] = true
+	w.mu.Unlock()
+	if !said {
+		w.log.Warn(msg, args...)
+	}
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/cgroup"
+	"crishim.dev/internal/errs"
+	"crishim.dev/internal/fsx"
+	"crishim.dev/keeper/client"
+	"crishim.dev/launch"
+	"crishim.dev/proto"
+	"crishim.dev/sandbox"
+	"crishim.dev/snapshot"
+)
+
+// startLimit bounds a launch; its longest part is what the volumes' file systems take.
+const startLimit = 2 * time.Minute
+
+// Start launches a created container and returns when execve has succeeded. It is not undone when the caller goes away; a repeated
+// call waits for the first and then succeeds. A launch that fails leaves the container Exited, 128, StartError.
+func (m *Manager) Start(ctx context.Context, id ID) error {
+	unlock, err := m.locks.Lock(ctx, string(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.current(id)
+	switch {
+	case r == nil:
+		return errs.Newf(errs.NotFound, "start container %s: no such container", id)
+	case r.State == Running:
+		return nil
+	case r.State != Created:
+		return errs.Newf(errs.Precondition, "start container %s: it is %s", r.name(), r.State)
+	}
+	box, err := m.openPod(r.Sandbox)
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", r.name(), err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	defer cancel()
+	r = r.with(func(r *record) { r.State = Starting })
+	if err := m.put(r); err != nil {
+		return err
+	}
+	p, err := m.launch(ctx, r, box)
+	if err != nil {
+		return m.startFailed(ctx, r, err)
+	}
+	m.mu.Lock()
+	m.all[id].pidfd = p.PIDFD
+	m.mu.Unlock()
+	r = r.with(func(r *record) { r.State, r.PID, r.StartedAt = Running, p.PID, time.Now() })
+	if err := m.put(r); err != nil {
+		return err
+	}
+	m.changed(r, ChangeStarted)
+	return nil
+}
+
+func (r *record) name() string { return r.Config.GetMetadata().GetName() }
+
+// startFailed records a failed launch as KUBELET.md 7 has it.
+func (m *Manager) startFailed(ctx context.Context, r *record, cause error) error {
+	var launchErr *client.LaunchError
+	if !errors.As(cause, &launchErr) { // a launch error says "start container NAME" itself
+		cause = fmt.Errorf("start container %s: %w", r.name(), cause)
+	}
+	now := time.Now()
+	exited := r.with(func(r *record) {
+		r.State, r.ExitCode, r.Reason, r.Message = Exited, 128, "StartError", cause.Error()
+		r.StartedAt, r.FinishedAt = time.Time{}, now
+	})
+	err := errors.Join(m.endCgroup(ctx, r), m.put(exited), m.o.Keeper.Forget(ctx, string(r.ID)))
+	m.changed(exited, ChangeStopped)
+	return errors.Join(cause, err)
+}
+
+// launching is one launch attempt: what is opened for it is closed with it.
+type launching struct {
+	m     *Manager
+	r     *record
+	box   sandbox.Sandbox
+	group *cgroup.Group
+	files launch.FDList
+}
+
+func (l *launching) close() {
+	for _, f := range l.files.Files {
+		_ = f.Close()
+	}
+}
+
+// launch makes cgroup, root file system and program, and lets the keeper run it.
+func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*client.Process, error) {
+	l := &launching{m: m, r: r, box: box}
+	defer l.close()
+	list, err := devices(r.Config)
+	if err != nil {
+		return nil, err
+	}
+	d, err := describe(r, box, m.o.NoFile)
+	if err != nil {
+		return nil, err
+	}
+	if d.Seccomp, err = m.filter(security(r.Config), d.Caps); err != nil {
+		return nil, err
+	}
+	if err := l.joinCgroup(ctx, d, list); err != nil {
+		return nil, err
+	}
+	if err := l.joinNamespaces(d); err != nil {
+		return nil, err
+	}
+	if err := l.openRoot(ctx, d, list); err != nil {
+		return nil, err
+	}
+	log, err := openLog(r.LogPath)
+	if err != nil {
+		return nil, err
+	}
+	if log != nil {
+		defer log.Close()
+	}
+	plan, err := launch.Container(d, m.o.Facts)
+	if err != nil {
+		return nil, err
+	}
+	return l.spawn(ctx, client.Spawn{
+		Spawn: proto.Spawn{
+			ID: string(r.ID), CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup), Log: log != nil, Hold: l.group.Held(),
+			Stdin: d.Stdin, Stdout: d.Stdout, Stderr: d.Stderr, StdinOnce: r.Config.GetStdinOnce(),
+		},
+		Program: plan.Program, Log: log, Files: l.files.Files, Name: "start container " + r.name(),
+	})
+}
+
+// spawn runs the program; a held one is placed into its cgroup by its pid first.
+func (l *launching) spawn(ctx context.Context, s client.Spawn) (*client.Process, error) {
+	p, err := l.m.o.Keeper.Spawn(ctx, s)
+	if err != nil || !s.Hold {
+		return p, err
+	}
+	defer p.PIDFD.Close()
+	if err := l.group.Place(ctx, p.PID); err != nil {
+		return nil, errors.Join(err, unix.PidfdSendSignal(int(p.PIDFD.Fd()), unix.SIGKILL, nil, 0))
+	}
+	return l.m.o.Keeper.Release(ctx, s.ID, s.Name, s.Program)
+}
+
+// describe is the part of the description that needs nothing opened.
+func describe(r *record, box sandbox.Sandbox, nofile uint64) (*launch.Description, error) {
+	cfg, sc := r.Config, security(r.Config)
+	caps, ambient, err := capabilities(sc)
+	if err != nil {
+		return nil, err
+	}
+	d := &launch.Description{
+		Process: launch.Process{
+			Args: r.Process.Args, Env: r.Process.Env, Cwd: r.Process.Cwd,
+			UID: r.Process.UID, GID: r.Process.GID, Groups: r.Process.Groups,
+			Caps: caps, Ambient: ambient, NoNewPrivileges: sc.GetNoNewPrivs() && !sc.GetPrivileged(),
+			OOMScoreAdj: int(r.Resources.GetOomScoreAdj()),
+			Rlimits:     []launch.Rlimit{{Resource: unix.RLIMIT_NOFILE, Soft: nofile, Hard: nofile}},
+			TTY:         cfg.GetTty(), Stdin: cfg.GetStdin() && !cfg.GetTty(), Stdout: !cfg.GetTty(), Stderr: !cfg.GetTty(),
+		},
+		Cgroup: launch.Cgroup{Dir: launch.NoFD},
+		NetNS:  launch.NoFD, IPCNS: launch.NoFD, UTSNS: launch.NoFD, PIDNS: launch.NoFD, UserNS: launch.NoFD,
+		Root: launch.NoFD, Dev: launch.NoFD, Shm: launch.NoFD,
+		ReadOnlyRoot: sc.GetReadonlyRootfs(), SysReadWrite: sc.GetPrivileged(), CgroupReadWrite: sc.GetPrivileged(),
+	}
+	if !sc.GetPrivileged() {
+		d.MaskedPaths, d.ReadOnlyPaths = sc.GetMaskedPaths(), sc.GetReadonlyPaths()
+	}
+	switch pidMode(cfg) {
+	case cri.NamespaceMode_CONTAINER:
+		d.PID = launch.PIDOwn
+	case cri.NamespaceMode_NODE:
+		d.PID = launch.PIDHost
+	case cri.NamespaceMode_POD, cri.NamespaceMode_TARGET:
+		d.PID = launch.PIDJoin
+	}
+	return d, nil
+}
+
+// joinCgroup makes the container's cgroup with its limits.
+func (l *launching) joinCgroup(ctx context.Context, d *launch.Description, list []device) error {
+	res := sandbox.Resources(l.r.Resources)
+	if res == nil {
+		res = &cgroup.Resources{}
+	}
+	res.Devices = rules(l.r.Config, list)
+	group, err := l.m.o.Cgroups.Create(ctx, l.r.Cgroup, res)
+	if err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	l.group = group
+	if group.Held() { // the process is placed from outside, while it waits at its gate
+		return nil
+	}
+	procs, dir, err := group.Files()
+	if err != nil {
+		return fmt.Errorf("open cgroup: %w", err)
+	}
+	d.Dir = l.files.Add(dir)
+	for _, f := range procs {
+		d.Procs = append(d.Procs, l.files.Add(f))
+	}
+	return nil
+}
+
+// joinNamespaces opens the pod's namespaces, and that of the target container where the request names one.
+func (l *launching) joinNamespaces(d *launch.Description) error {
+	want := map[string]*launch.FD{}
+	if !l.box.HostNetwork() {
+		want["net"], want["uts"] = &d.NetNS, &d.UTSNS
+	}
+	if !l.box.HostIPC() {
+		want["ipc"] = &d.IPCNS
+	}
+	if pidMode(l.r.Config) == cri.NamespaceMode_POD {
+		if !l.box.SharedPID() {
+			return errs.Newf(errs.Invalid, "namespace_options.pid: POD, but the pod was made without a shared pid namespace")
+		}
+		want["pid"] = &d.PIDNS
+	}
+	for kind, fd := range want {
+		f, err := os.Open(l.m.o.Layout.Pin(l.box.ID, kind))
+		if err != nil {
+			return fmt.Errorf("join the pod's %s namespace: %w", kind, err)
+		}
+		*fd = l.files.Add(f)
+	}
+	if pidMode(l.r.Config) != cri.NamespaceMode_TARGET {
+		return nil
+	}
+	f, err := l.m.targetPIDNS(l.r)
+	if err != nil {
+		return fmt.Errorf("namespace_options.target_id: %w", err)
+	}
+	d.PIDNS = l.files.Add(f)
+	return nil
+}
+
+// targetPIDNS opens the pid namespace of the container that an ephemeral container debugs.
+func (m *Manager) targetPIDNS(r *record) (*os.File, error) {
+	target, err := m.find(security(r.Config).GetNamespaceOptions().GetTargetId())
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.all[target.ID]
+	if target.Sandbox != r.Sandbox || e == nil || e.pidfd == nil {
+		return nil, errs.Newf(errs.Precondition, "container %s does not run in this pod", target.ID)
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", target.PID))
+	if err != nil {
+		return nil, err
+	}
+	// The pid is the target's only while the pidfd says that it lives: look again after the open.
+	if err := unix.PidfdSendSignal(int(e.pidfd.Fd()), 0, nil, 0); err != nil {
+		return nil, errors.Join(errs.Newf(errs.Precondition, "container %s has ended", target.ID), f.Close())
+	}
+	return f, nil
+}
+
+// openRoot mounts the root file system, detached, makes the mount points in it, and opens all that is mounted below it.
+func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []device) error {
+	root, err := l.m.o.Snapshots.Mount(ctx, string(l.r.ID), snapshot.Mount{})
+	if err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	d.Root = l.files.Add(root)
+	dev, err := makeDev(l.r.Config.GetTty(), list)
+	if err != nil {
+		return err
+	}
+	d.Dev = l.files.Add(dev)
+	shm := l.m.o.Layout.Shm(l.box.ID)
+	if l.box.HostIPC() {
+		shm = "/dev/shm"
+	}
+	f, err := cloneTree(shm, 0)
+	if err != nil {
+		return fmt.Errorf("mount /dev/shm: %w", err)
+	}
+	d.Shm = l.files.Add(f)
+	// Volumes last: what is mounted below their source after the copy is not seen.
+	if d.Mounts, err = l.volumes(); err != nil {
+		return err
+	}
+	for _, extra := range list {
+		if err := l.deviceOutsideDev(d, extra); err != nil {
+			return err
+		}
+	}
+	targets, err := launch.Targets(d)
+	if err != nil {
+		return err
+	}
+	return makeTargets(root, targets)
+}
+
+// makeTargets makes the mount points in the root file system, inside it whatever links it has.
+func makeTargets(root *os.File, targets []launch.Target) error {
+	for _, t := range targets {
+		if t.File {
+			if err := fsx.TouchInRoot(root, t.Path, 0o644, 0, 0); err != nil {
+				return fmt.Errorf("make mount point: %w", err)
+			}
+			continue
+		}
+		dir, err := fsx.MkdirAllInRoot(root, t.Path, 0o755, 0, 0)
+		if err != nil {
+			return fmt.Errorf("make mount point: %w", err)
+		}
+		_ = dir.Close()
+	}
+	return nil
+}
