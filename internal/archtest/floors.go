@@ -5,6 +5,7 @@ package archtest
 import (
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 )
@@ -48,9 +49,9 @@ func floors() map[string]int {
 // A prefix covers what is below it.
 func outside() map[string][]string {
 	return map[string][]string{
-		"google.golang.org/grpc/codes":           {"server", "e2e", "hack", "cmd/shim", "internal/testnode"},
-		"google.golang.org/grpc/status":          {"server", "e2e", "hack", "cmd/shim", "internal/testnode"},
-		"google.golang.org/grpc":                 {"server", "e2e", "hack", "cmd/shim", "internal/testnode"},
+		"google.golang.org/grpc/codes":           {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode"},
+		"google.golang.org/grpc/status":          {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode"},
+		"google.golang.org/grpc":                 {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode"},
 		"github.com/spf13/cobra":                 {"cmd/shim"},
 		"github.com/containernetworking":         {"cni"},
 		"github.com/google/nftables":             {"cni"},
@@ -104,7 +105,7 @@ func mayImport(f File, dir string) string {
 	switch {
 	case !ok:
 		return dir + " stands on no floor; add it to the table in internal/archtest/floors.go"
-	case f.Package == dir && f.Test, below(dir, f.Package), f.Test && below(f.Package, dir):
+	case f.Package == dir && f.Test, below(dir, f.Package), f.Test && below(f.Package, dir), f.Package == conformance(dir):
 		return ""
 	case to == kit:
 		if f.Test || from == kit || below(f.Package, "e2e") || below(f.Package, "hack") {
@@ -124,6 +125,9 @@ func mayImport(f File, dir string) string {
 		return fmt.Sprintf("floor %d may not reach up to floor %d", from/10, to/10)
 	}
 }
+
+// conformance is the package beside an interface that holds its conformance suite: snapshot/snapshottest.
+func conformance(dir string) string { return dir + "/" + path.Base(dir) + "test" }
 
 // mayUse says why file f may not import a package of others.
 func mayUse(f File, imp string) string {
