@@ -14,7 +14,11 @@ import (
 )
 
 // boundary is around every call: it turns errors into statuses, logs each once, and keeps a panic to its call.
-type boundary struct{ log *slog.Logger }
+type boundary struct {
+	log *slog.Logger
+	// ending is done when the server is to stop.
+	ending context.Context //nolint:containedctx // the server's life, which its streams' contexts end with
+}
 
 func (b boundary) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
@@ -25,8 +29,19 @@ func (b boundary) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 func (b boundary) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	start := time.Now()
 	defer func() { err = b.end(ss.Context(), info.FullMethod, start, err, recover()) }()
-	return handler(srv, ss)
+	ctx, cancel := context.WithCancel(ss.Context())
+	defer cancel()
+	defer context.AfterFunc(b.ending, cancel)()
+	return handler(srv, &endingStream{ss, ctx})
 }
+
+// endingStream is a stream whose context ends with the server too.
+type endingStream struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // that of the stream, as grpc has it
+}
+
+func (s *endingStream) Context() context.Context { return s.ctx }
 
 // end is err, or the panic p, as the caller gets it. It runs on the panicking goroutine, whose stack is still there.
 func (b boundary) end(ctx context.Context, method string, start time.Time, err error, p any) error {

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -16,8 +17,8 @@ import (
 const (
 	// maxMessage is the largest message in either direction: what kubelet's client sets for itself.
 	maxMessage = 16 << 20
-	// stopGrace is how long Stop waits for calls under way.
-	stopGrace = 10 * time.Second
+	// stopGrace is how long Stop waits for calls under way. Callers repeat those that it cuts off, and join them.
+	stopGrace = 3 * time.Second
 )
 
 // Handler is one runtime handler and what it can do on this host.
@@ -53,9 +54,7 @@ type Options struct {
 }
 
 // Server answers CRI calls. Safe for concurrent use.
-type Server struct {
-	grpc *grpc.Server
-}
+type Server struct{ listener }
 
 // runtimeService is the RuntimeService, put together from its groups. The fallback answers what no group has.
 type runtimeService struct {
@@ -75,7 +74,7 @@ type fallback struct {
 
 // New makes a Server.
 func New(o Options) *Server {
-	s := &Server{grpc: newGRPC(o.Log)}
+	s := &Server{newListener(o.Log)}
 	cri.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
 		about:      about{&o},
 		pods:       pods{&o},
@@ -88,32 +87,60 @@ func New(o Options) *Server {
 	return s
 }
 
-func newGRPC(log *slog.Logger) *grpc.Server {
-	b := boundary{log: log}
-	return grpc.NewServer(
+// listener is a gRPC server with the boundary around its calls.
+type listener struct {
+	grpc *grpc.Server
+	// end tells the streams, which may last for ever, that the server ends.
+	end context.CancelFunc
+}
+
+func newListener(log *slog.Logger) listener {
+	ending, end := context.WithCancel(context.Background())
+	b := boundary{log: log, ending: ending}
+	return listener{end: end, grpc: grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(b.unary),
 		grpc.StreamInterceptor(b.stream),
-	)
+		grpc.WaitForHandlers(true),
+	)}
 }
 
 // Serve answers calls on l until Stop.
-func (s *Server) Serve(l net.Listener) error { return serve(s.grpc, l) }
-
-// Stop refuses new calls, waits a bounded time for those under way, then cancels them.
-func (s *Server) Stop() { stop(s.grpc) }
-
-func serve(g *grpc.Server, l net.Listener) error {
-	if err := g.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-		return err
+func (l *listener) Serve(on net.Listener) error {
+	if err := l.grpc.Serve(on); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve %s: %w", on.Addr(), err)
 	}
 	return nil
 }
 
-func stop(g *grpc.Server) {
-	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
-	defer cancel()
-	defer context.AfterFunc(ctx, g.Stop)()
-	g.GracefulStop()
+// Stop refuses new calls, ends streams, gives the other calls under way stopGrace to end by themselves, then cancels
+// them and gives them as long again.
+func (l *listener) Stop() {
+	l.end()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.grpc.GracefulStop()
+	}()
+	if within(done, stopGrace) {
+		return
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		l.grpc.Stop()
+	}()
+	within(stopped, stopGrace)
+}
+
+func within(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
 }

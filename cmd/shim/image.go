@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/proto/admin"
+)
+
+func imageCommand(f *flags) *cobra.Command {
+	c := &cobra.Command{Use: "image", Short: "Manage images"}
+	c.AddCommand(importCommand(f), pullCommand(f), imageListCommand(f), imageRemoveCommand(f), imageInspectCommand(f), pruneCommand(f))
+	return c
+}
+
+func importCommand(f *flags) *cobra.Command {
+	var names []string
+	c := &cobra.Command{
+		Use:   "import PATH",
+		Short: "Unpack images from a tar archive or an OCI layout",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
+			path, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			resp, err := to.admin.Import(c.Context(), &admin.ImportRequest{Path: path, Names: names})
+			if err != nil {
+				return err
+			}
+			for _, i := range resp.Images {
+				fmt.Fprintln(c.OutOrStdout(), i.Id, strings.Join(i.Names, " "))
+			}
+			return nil
+		}),
+	}
+	c.Flags().StringArrayVar(&names, "name", nil, "name for the image, instead of those in the archive; may be repeated")
+	return c
+}
+
+func pullCommand(f *flags) *cobra.Command {
+	var user string
+	c := &cobra.Command{
+		Use:   "pull IMAGE",
+		Short: "Fetch an image and print its id",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
+			auth, err := credentials(user, c.InOrStdin())
+			if err != nil {
+				return err
+			}
+			resp, err := to.images.PullImage(c.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: args[0]}, Auth: auth})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), resp.ImageRef)
+			return nil
+		}),
+	}
+	c.Flags().StringVar(&user, "user", "", "name at the registry; the password is read from standard input, so that no process list shows it")
+	return c
+}
+
+func credentials(user string, in io.Reader) (*cri.AuthConfig, error) {
+	if user == "" {
+		return nil, nil
+	}
+	password, err := io.ReadAll(io.LimitReader(in, 64<<10))
+	if err != nil {
+		return nil, fmt.Errorf("read password: %w", err)
+	}
+	return &cri.AuthConfig{Username: user, Password: strings.TrimRight(string(password), "\r\n")}, nil
+}
+
+func imageListCommand(f *flags) *cobra.Command {
+	var o output
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List images",
+		Args:  cobra.NoArgs,
+		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
+			resp, err := to.images.ListImages(c.Context(), &cri.ListImagesRequest{})
+			if err != nil {
+				return err
+			}
+			return o.print(c.OutOrStdout(), resp.Images, "ID\tSIZE\tNAME", func(w io.Writer) {
+				for _, i := range resp.Images {
+					printImage(w, i)
+				}
+			})
+		}),
+	}
+	o.flag(c)
+	return c
+}
+
+func printImage(w io.Writer, i *cri.Image) {
+	names := i.RepoTags
+	if len(names) == 0 {
+		names = i.RepoDigests
+	}
+	if len(names) == 0 {
+		names = []string{"-"}
+	}
+	for _, n := range names {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", short(i.Id), size(i.Size), n)
+	}
+}
+
+func imageRemoveCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove IMAGE...",
+		Short: "Remove images with all their names",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
+			for _, a := range args {
+				if _, err := to.images.RemoveImage(c.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: a}}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}),
+	}
+}
+
+func imageInspectCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect IMAGE",
+		Short: "Show everything about an image, as JSON",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
+			resp, err := to.images.ImageStatus(c.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: args[0]}, Verbose: true})
+			if err != nil {
+				return err
+			}
+			if resp.Image == nil {
+				return fmt.Errorf("find image %s: no such image", args[0])
+			}
+			return printJSON(c.OutOrStdout(), &inspected{Status: resp.Image, Info: unfold(resp.Info)})
+		}),
+	}
+}
+
+func pruneCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "prune",
+		Short: "Remove the images that no container uses; pinned ones stay",
+		Args:  cobra.NoArgs,
+		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
+			images, err := to.images.ListImages(c.Context(), &cri.ListImagesRequest{})
+			if err != nil {
+				return err
+			}
+			// Asked after the images: a container made meanwhile counts.
+			containers, err := to.ListContainers(c.Context(), &cri.ListContainersRequest{})
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, i := range unused(images.Images, containers.Containers) {
+				if _, err := to.images.RemoveImage(c.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: i.Id}}); err != nil {
+					failed = append(failed, plain(err))
+					continue
+				}
+				fmt.Fprintln(c.OutOrStdout(), i.Id, strings.Join(i.RepoTags, " "))
+			}
+			return errors.Join(failed...)
+		}),
+	}
+}
+
+func unused(images []*cri.Image, containers []*cri.Container) []*cri.Image {
+	used := map[string]bool{}
+	for _, c := range containers {
+		used[c.ImageId] = true
+	}
+	var out []*cri.Image
+	for _, i := range images {
+		if !used[i.Id] && !i.Pinned {
+			out = append(out, i)
+		}
+	}
+	return out
+}

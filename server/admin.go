@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"crishim.dev/container"
+	"crishim.dev/proto/admin"
+	"crishim.dev/sandbox"
+)
+
+// Importer unpacks images from local files.
+type Importer interface {
+	// Import reads a tar archive or an OCI layout. names, if any, are for the one image that is in it.
+	Import(ctx context.Context, path string, names []string) ([]Image, error)
+}
+
+// Planner knows the launch program of a container.
+type Planner interface {
+	// Plan prints it, as executed or as it would be, with the values of variables redacted.
+	Plan(ctx context.Context, id container.ID) (string, error)
+}
+
+// Activity is an operation under way.
+type Activity struct {
+	Sandbox sandbox.ID
+	// Container is empty for an operation on the pod itself.
+	Container        container.ID
+	Operation, Stage string
+	Since            time.Time
+}
+
+// Watcher knows what is under way. It waits for nothing.
+type Watcher interface{ Activities() []Activity }
+
+// Level is how bad a Finding is.
+type Level int
+
+// The levels.
+const (
+	OK   Level = iota
+	Note       // something optional is missing
+	Bad        // something needed is missing, or store and kernel disagree
+)
+
+// Finding is one thing that Check looked at.
+type Finding struct {
+	Level           Level
+	Subject, Detail string
+}
+
+// Checker compares the host with what is needed, and the store with the kernel.
+type Checker interface {
+	Check(ctx context.Context) []Finding
+}
+
+// AdminOptions are what an Admin serves. A nil part answers Unimplemented.
+type AdminOptions struct {
+	Version    string
+	Sandboxes  Sandboxes
+	Containers Containers
+	Importer   Importer
+	Planner    Planner
+	Watcher    Watcher
+	Checker    Checker
+	Log        *slog.Logger
+}
+
+// Admin answers the admin service. Safe for concurrent use.
+type Admin struct{ listener }
+
+// NewAdmin makes an Admin.
+func NewAdmin(o AdminOptions) *Admin {
+	a := &Admin{newListener(o.Log)}
+	admin.RegisterAdminServer(a.grpc, &adminService{o: &o, find: &Options{Sandboxes: o.Sandboxes, Containers: o.Containers}, started: time.Now()})
+	return a
+}
+
+type adminService struct {
+	admin.UnimplementedAdminServer
+	o *AdminOptions
+	// find has the managers by which requests' objects are found.
+	find    *Options
+	started time.Time
+}
+
+func missing(what string) error {
+	return status.Errorf(codes.Unimplemented, "%s: not part of this build", what)
+}
+
+// Version implements admin.AdminServer.
+func (s *adminService) Version(context.Context, *admin.VersionRequest) (*admin.VersionResponse, error) {
+	return &admin.VersionResponse{Version: s.o.Version, Pid: int64(os.Getpid()), StartedAt: s.started.UnixNano()}, nil
+}
+
+// Import implements admin.AdminServer.
+func (s *adminService) Import(ctx context.Context, r *admin.ImportRequest) (*admin.ImportResponse, error) {
+	var f fields
+	f.path("path", r.GetPath())
+	for _, n := range r.GetNames() {
+		f.word("names", n)
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	if s.o.Importer == nil {
+		return nil, missing("import")
+	}
+	images, err := s.o.Importer.Import(ctx, r.GetPath(), r.GetNames())
+	if err != nil {
+		return nil, err
+	}
+	resp := &admin.ImportResponse{}
+	for _, i := range images {
+		resp.Images = append(resp.Images, &admin.ImportedImage{Id: i.CRI.GetId(), Names: slices.Concat(i.CRI.GetRepoTags(), i.CRI.GetRepoDigests())})
+	}
+	return resp, nil
+}
+
+// Plan implements admin.AdminServer.
+func (s *adminService) Plan(ctx context.Context, r *admin.PlanRequest) (*admin.PlanResponse, error) {
+	c, err := s.find.container(r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if s.o.Planner == nil {
+		return nil, missing("plan")
+	}
+	text, err := s.o.Planner.Plan(ctx, c.ID)
+	return &admin.PlanResponse{Text: text}, err
+}
+
+// Why implements admin.AdminServer.
+func (s *adminService) Why(_ context.Context, r *admin.WhyRequest) (*admin.WhyResponse, error) {
+	if s.o.Watcher == nil {
+		return nil, missing("why")
+	}
+	resp := &admin.WhyResponse{}
+	for _, a := range s.o.Watcher.Activities() {
+		// By id and not through Get: a pod that is being made can't be found yet, but asked why.
+		if matchesID(string(a.Sandbox), r.GetPodSandboxId()) {
+			resp.Activities = append(resp.Activities, &admin.Activity{
+				PodSandboxId: string(a.Sandbox), ContainerId: string(a.Container), Operation: a.Operation, Stage: a.Stage, Since: a.Since.UnixNano(),
+			})
+		}
+	}
+	return resp, nil
+}
+
+// Check implements admin.AdminServer.
+func (s *adminService) Check(ctx context.Context, _ *admin.CheckRequest) (*admin.CheckResponse, error) {
+	if s.o.Checker == nil {
+		return nil, missing("check")
+	}
+	resp := &admin.CheckResponse{}
+	for _, f := range s.o.Checker.Check(ctx) {
+		resp.Findings = append(resp.Findings, &admin.Finding{Level: admin.Finding_Level(f.Level), Subject: f.Subject, Detail: f.Detail})
+	}
+	return resp, nil
+}
