@@ -139,7 +139,7 @@ func (m *Manager) startExec(ctx context.Context, id ID, cmd []string, tty bool, 
 
 // planExec gives the process what the container's first has: cgroup, user, capabilities, seccomp, oom_score_adj (KUBELET.md 20).
 func (l *launching) planExec(pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.Plan, error) {
-	base, err := describe(l.r, l.box, l.m.o.NoFile)
+	base, err := describe(l.r, l.box, l.m.o.Rlimits)
 	if err != nil {
 		return nil, err
 	}

@@ -61,8 +61,9 @@ type Options struct {
 	Snapshots snapshot.Snapshotter
 	Cgroups   *cgroup.Manager
 	Facts     launch.Facts
-	// NoFile is RLIMIT_NOFILE of every container, soft and hard.
-	NoFile uint64
+	// Rlimits are those of every container; Tasks is pids.max of one whose request sets none, 0 for no limit.
+	Rlimits []launch.Rlimit
+	Tasks   int64
 	// Filters compiles seccomp profiles.
 	Filters *seccomp.Cache
 	// Changed is called, without locks held, after every change of a container that kubelet may want to know of.

@@ -108,7 +108,7 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 	if err != nil {
 		return nil, err
 	}
-	d, err := describe(r, box, m.o.NoFile)
+	d, err := describe(r, box, m.o.Rlimits)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (l *launching) spawn(ctx context.Context, s client.Spawn) (*client.Process,
 }
 
 // describe is the part of the description that needs nothing opened.
-func describe(r *record, box sandbox.Sandbox, nofile uint64) (*launch.Description, error) {
+func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.Description, error) {
 	cfg, sc := r.Config, security(r.Config)
 	caps, ambient, err := capabilities(sc)
 	if err != nil {
@@ -170,7 +170,7 @@ func describe(r *record, box sandbox.Sandbox, nofile uint64) (*launch.Descriptio
 			UID: r.Process.UID, GID: r.Process.GID, Groups: r.Process.Groups,
 			Caps: caps, Ambient: ambient, NoNewPrivileges: sc.GetNoNewPrivs() && !sc.GetPrivileged(),
 			OOMScoreAdj: int(r.Resources.GetOomScoreAdj()),
-			Rlimits:     []launch.Rlimit{{Resource: unix.RLIMIT_NOFILE, Soft: nofile, Hard: nofile}},
+			Rlimits:     rlimits,
 			TTY:         cfg.GetTty(), Stdin: cfg.GetStdin() && !cfg.GetTty(), Stdout: !cfg.GetTty(), Stderr: !cfg.GetTty(),
 		},
 		Cgroup: launch.Cgroup{Dir: launch.NoFD},
@@ -198,6 +198,7 @@ func (l *launching) joinCgroup(ctx context.Context, d *launch.Description, list 
 	if res == nil {
 		res = &cgroup.Resources{}
 	}
+	res.Pids = l.m.o.Tasks
 	res.Devices = rules(l.r.Config, list)
 	group, err := l.m.o.Cgroups.Create(ctx, l.r.Cgroup, res)
 	if err != nil {
