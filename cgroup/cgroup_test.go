@@ -227,13 +227,13 @@ func TestFreezeStopsAndKillThaws(t *testing.T) {
 			for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); {
 			}
 			after, _ := g.Stats()
-			if after.CPU.Usage != before.CPU.Usage || cpuTime(t, cmd.Process.Pid) != ran {
-				t.Errorf("a frozen process used the CPU: %d → %d ns", before.CPU.Usage, after.CPU.Usage)
+			if after.CPU != before.CPU || cpuTime(t, cmd.Process.Pid) != ran {
+				t.Errorf("a frozen process used the CPU: %d → %d ns", before.CPU, after.CPU)
 			}
 			if err := g.Thaw(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the thawed process to run", func() bool { s, _ := g.Stats(); return s.CPU.Usage > after.CPU.Usage })
+			until(t, "the thawed process to run", func() bool { s, _ := g.Stats(); return s.CPU > after.CPU })
 			if err := g.Freeze(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -401,7 +401,7 @@ func TestDeviceFilterV2(t *testing.T) {
 	g := create(t, m, name(t, m), nil)
 	try := func(rules []Device, script string) error {
 		t.Helper()
-		if err := g.setDevicesV2(&Resources{Devices: &Devices{All: rules == nil, Allow: rules}}); err != nil {
+		if err := (limits{g, &Resources{Devices: &Devices{All: rules == nil, Allow: rules}}}).setDevicesV2(); err != nil {
 			t.Fatal(err)
 		}
 		return run(t, g, "exec 2>/dev/null; "+script).Wait()

@@ -75,7 +75,7 @@ func (m *Manager) create(ctx context.Context, path string, r *Resources, pod boo
 	}
 	made, err := m.mkdirs(path, pod, r)
 	if err == nil {
-		err = g.apply(r)
+		err = limits{g, r}.apply()
 	}
 	if err != nil {
 		for _, h := range made {
@@ -226,7 +226,7 @@ func (g *Group) Update(_ context.Context, r *Resources) error {
 	if err := r.check(g.m.version); err != nil {
 		return err
 	}
-	if err := g.apply(r); err != nil {
+	if err := (limits{g, r}).apply(); err != nil {
 		return fmt.Errorf("update cgroup %s: %w", g.path, err)
 	}
 	return nil

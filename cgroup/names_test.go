@@ -107,3 +107,21 @@ func TestParsePressure(t *testing.T) {
 		t.Errorf("a full line from nowhere: %+v", p.Full)
 	}
 }
+
+func TestParseIO(t *testing.T) {
+	var v1 ioTable
+	v1.add([]byte("8:0 Read 10\n8:0 Write 20\n8:0 Sync 1\n259:3 Read 5\nTotal 31\n"), func(io *IO) (*uint64, *uint64) { return &io.ReadBytes, &io.WriteBytes })
+	v1.add([]byte("8:0 Read 1\n8:0 Write 2\n"), func(io *IO) (*uint64, *uint64) { return &io.ReadCount, &io.WriteCount })
+	want := []IO{{Major: 8, ReadBytes: 10, WriteBytes: 20, ReadCount: 1, WriteCount: 2}, {Major: 259, Minor: 3, ReadBytes: 5}}
+	if !reflect.DeepEqual(v1.list, want) {
+		t.Errorf("version 1: %+v", v1.list)
+	}
+	if got := parseIOStat([]byte("8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n259:3 rbytes=5\n7:0 \n")); !reflect.DeepEqual(got, want) {
+		t.Errorf("version 2: %+v", got)
+	}
+	for dir, want := range map[string]string{"hugepages-64kB": "64KB", "hugepages-2048kB": "2MB", "hugepages-1048576kB": "1GB"} {
+		if got := pageSize(dir); got != want {
+			t.Errorf("pageSize(%s) = %s", dir, got)
+		}
+	}
+}

@@ -16,14 +16,20 @@ import (
 	"crishim.dev/internal/errs"
 )
 
-// apply writes what r names. r has been checked.
-func (g *Group) apply(r *Resources) error {
-	steps := []func(*Resources) error{g.setCPUSet, g.setCPUV1, g.setMemoryV1, g.setPids, g.setHugepages, g.setDevicesV1}
-	if g.m.version == 2 {
-		steps = []func(*Resources) error{g.setCPUSet, g.setCPUV2, g.setMemoryV2, g.setPids, g.setHugepages, g.setDevicesV2, g.setUnified}
+// limits writes Resources, which have been checked, to a group.
+type limits struct {
+	*Group
+	*Resources
+}
+
+// apply writes what the Resources name.
+func (l limits) apply() error {
+	steps := []func() error{l.setCPUSet, l.setCPUV1, l.setMemoryV1, l.setPids, l.setHugepages, l.setDevicesV1}
+	if l.m.version == 2 {
+		steps = []func() error{l.setCPUSet, l.setCPUV2, l.setMemoryV2, l.setPids, l.setHugepages, l.setDevicesV2, l.setUnified}
 	}
 	for _, step := range steps {
-		if err := step(r); err != nil {
+		if err := step(); err != nil {
 			return err
 		}
 	}
@@ -31,16 +37,16 @@ func (g *Group) apply(r *Resources) error {
 }
 
 // set writes one value; field names what the caller asked for, as CRI calls it.
-func (g *Group) set(field, controller, file, value string) error {
-	h := g.m.by[controller]
+func (l limits) set(field, controller, file, value string) error {
+	h := l.m.by[controller]
 	if h == nil {
 		return errs.Newf(errs.Unsupported, "set %s: this host has no %s cgroup controller", field, controller)
 	}
-	if err := h.write(g.path, file, value); err != nil {
-		if errors.Is(err, fs.ErrNotExist) && h.exists(g.path) {
+	if err := h.write(l.path, file, value); err != nil {
+		if errors.Is(err, fs.ErrNotExist) && h.exists(l.path) {
 			return errs.Newf(errs.Unsupported, "set %s: no %s here: the kernel lacks it or the %s controller is not handed down: %w", field, file, controller, err)
 		}
-		return refused(field, notFound(g.path, err))
+		return refused(field, notFound(l.path, err))
 	}
 	return nil
 }
@@ -60,38 +66,38 @@ func refused(field string, err error) error {
 	return err
 }
 
-func (g *Group) setCPUSet(r *Resources) error {
-	if r.CPUs != "" {
-		if err := g.set("cpuset_cpus", "cpuset", "cpuset.cpus", r.CPUs); err != nil {
+func (l limits) setCPUSet() error {
+	if l.CPUs != "" {
+		if err := l.set("cpuset_cpus", "cpuset", "cpuset.cpus", l.CPUs); err != nil {
 			return err
 		}
 	}
-	if r.Mems != "" {
-		return g.set("cpuset_mems", "cpuset", "cpuset.mems", r.Mems)
+	if l.Mems != "" {
+		return l.set("cpuset_mems", "cpuset", "cpuset.mems", l.Mems)
 	}
 	return nil
 }
 
 // setCPUV1 tries the period again after the quota: a shorter period with the old quota may exceed what the parent allows.
-func (g *Group) setCPUV1(r *Resources) error {
-	if r.CPUShares != 0 {
-		if err := g.set("cpu_shares", "cpu", "cpu.shares", strconv.FormatUint(r.CPUShares, 10)); err != nil {
+func (l limits) setCPUV1() error {
+	if l.CPUShares != 0 {
+		if err := l.set("cpu_shares", "cpu", "cpu.shares", strconv.FormatUint(l.CPUShares, 10)); err != nil {
 			return err
 		}
 	}
 	period := func() error {
-		return g.set("cpu_period", "cpu", "cpu.cfs_period_us", strconv.FormatUint(r.CPUPeriod, 10))
+		return l.set("cpu_period", "cpu", "cpu.cfs_period_us", strconv.FormatUint(l.CPUPeriod, 10))
 	}
 	again := false
-	if r.CPUPeriod != 0 {
+	if l.CPUPeriod != 0 {
 		if err := period(); err != nil {
-			if again = errors.Is(err, unix.EINVAL) && r.CPUQuota != 0; !again {
+			if again = errors.Is(err, unix.EINVAL) && l.CPUQuota != 0; !again {
 				return err
 			}
 		}
 	}
-	if r.CPUQuota != 0 {
-		if err := g.set("cpu_quota", "cpu", "cpu.cfs_quota_us", strconv.FormatInt(max(r.CPUQuota, -1), 10)); err != nil {
+	if l.CPUQuota != 0 {
+		if err := l.set("cpu_quota", "cpu", "cpu.cfs_quota_us", strconv.FormatInt(max(l.CPUQuota, -1), 10)); err != nil {
 			return err
 		}
 	}
@@ -101,66 +107,66 @@ func (g *Group) setCPUV1(r *Resources) error {
 	return nil
 }
 
-func (g *Group) setCPUV2(r *Resources) error {
-	if r.CPUShares != 0 {
-		if err := g.set("cpu_shares", "cpu", "cpu.weight", strconv.FormatUint(weight(r.CPUShares), 10)); err != nil {
+func (l limits) setCPUV2() error {
+	if l.CPUShares != 0 {
+		if err := l.set("cpu_shares", "cpu", "cpu.weight", strconv.FormatUint(weight(l.CPUShares), 10)); err != nil {
 			return err
 		}
 	}
-	if r.CPUQuota == 0 && r.CPUPeriod == 0 {
+	if l.CPUQuota == 0 && l.CPUPeriod == 0 {
 		return nil
 	}
 	// cpu.max is "QUOTA PERIOD"; the period alone can't be written, so an absent quota is read back.
-	quota := limit(r.CPUQuota)
-	if r.CPUQuota == 0 {
+	quota := limit(l.CPUQuota)
+	if l.CPUQuota == 0 {
 		quota = "max"
-		if b, err := g.read("cpu", "cpu.max"); err == nil {
+		if b, err := l.read("cpu", "cpu.max"); err == nil {
 			quota, _, _ = strings.Cut(string(b), " ")
 		}
 	}
-	if r.CPUPeriod != 0 {
-		quota += " " + strconv.FormatUint(r.CPUPeriod, 10)
+	if l.CPUPeriod != 0 {
+		quota += " " + strconv.FormatUint(l.CPUPeriod, 10)
 	}
-	return g.set("cpu_quota", "cpu", "cpu.max", quota)
+	return l.set("cpu_quota", "cpu", "cpu.max", quota)
 }
 
 // memsw is the version 1 limit of memory and swap together. Kernels booted with swapaccount=0 or built without swap lack it.
 const memsw = "memory.memsw.limit_in_bytes"
 
 // setMemoryV1 writes the limit and the limit with swap in the order that never has the first above the second.
-func (g *Group) setMemoryV1(r *Resources) error {
-	swap := r.MemorySwap
-	if swap == 0 && r.Memory == -1 {
+func (l limits) setMemoryV1() error {
+	swap := l.MemorySwap
+	if swap == 0 && l.Memory == -1 {
 		swap = -1
 	}
-	if swap != 0 && g.m.Has("memory") {
-		if _, err := g.read("memory", memsw); errors.Is(err, fs.ErrNotExist) && g.m.by["memory"].exists(g.path) {
-			g.m.warnOnce("swap limits are ignored: this kernel does not account swap", "file", memsw)
+	if swap != 0 && l.m.Has("memory") {
+		if _, err := l.read("memory", memsw); errors.Is(err, fs.ErrNotExist) && l.m.by["memory"].exists(l.path) {
+			l.m.warnOnce("swap limits are ignored: this kernel does not account swap", "file", memsw)
 			swap = 0
 		}
 	}
 	setSwap := func() error {
-		return g.set("memory_swap_limit_in_bytes", "memory", memsw, strconv.FormatInt(swap, 10))
+		return l.set("memory_swap_limit_in_bytes", "memory", memsw, strconv.FormatInt(swap, 10))
 	}
 	setLimit := func() error {
-		err := g.set("memory_limit_in_bytes", "memory", "memory.limit_in_bytes", strconv.FormatInt(r.Memory, 10))
+		err := l.set("memory_limit_in_bytes", "memory", "memory.limit_in_bytes", strconv.FormatInt(l.Memory, 10))
 		if errors.Is(err, unix.EBUSY) {
-			use, _ := g.read("memory", "memory.usage_in_bytes")
+			use, _ := l.read("memory", "memory.usage_in_bytes")
 			return fmt.Errorf("%w (in use: %s bytes)", err, strings.TrimSpace(string(use)))
 		}
 		return err
 	}
 	switch {
-	case swap == 0 && r.Memory == 0:
+	case swap == 0 && l.Memory == 0:
 		return nil
 	case swap == 0:
 		return setLimit()
-	case r.Memory == 0:
+	case l.Memory == 0:
 		return setSwap()
 	}
-	now, err := g.number("memory", "memory.limit_in_bytes")
+	now, err := l.number("memory", "memory.limit_in_bytes")
 	if err != nil {
-		return refused("memory_limit_in_bytes", notFound(g.path, err))
+		return refused("memory_limit_in_bytes", notFound(l.path, err))
 	}
 	first, second := setLimit, setSwap
 	if swap == -1 || now < uint64(swap) {
@@ -173,59 +179,59 @@ func (g *Group) setMemoryV1(r *Resources) error {
 }
 
 // setMemoryV2 turns memory plus swap into swap alone. A container that may not swap gets memory.swap.max 0, not "".
-func (g *Group) setMemoryV2(r *Resources) error {
+func (l limits) setMemoryV2() error {
 	swap := ""
 	switch {
-	case r.MemorySwap == -1, r.MemorySwap == 0 && r.Memory == -1:
+	case l.MemorySwap == -1, l.MemorySwap == 0 && l.Memory == -1:
 		swap = "max"
-	case r.MemorySwap > 0:
-		memory := r.Memory
+	case l.MemorySwap > 0:
+		memory := l.Memory
 		if memory == 0 {
-			now, err := g.number("memory", "memory.max")
-			if err != nil || now == noLimit || now > uint64(r.MemorySwap) {
+			now, err := l.number("memory", "memory.max")
+			if err != nil || now == noLimit || now > uint64(l.MemorySwap) {
 				return errs.Newf(errs.Invalid, "set memory_swap_limit_in_bytes: it includes the memory limit, which is absent or larger")
 			}
 			memory = int64(now)
 		}
-		swap = strconv.FormatInt(r.MemorySwap-memory, 10)
+		swap = strconv.FormatInt(l.MemorySwap-memory, 10)
 	}
 	if swap != "" {
-		err := g.set("memory_swap_limit_in_bytes", "memory", "memory.swap.max", swap)
-		if errors.Is(err, errs.Unsupported) && g.m.Has("memory") {
-			g.m.warnOnce("swap limits are ignored: this kernel does not account swap", "file", "memory.swap.max")
+		err := l.set("memory_swap_limit_in_bytes", "memory", "memory.swap.max", swap)
+		if errors.Is(err, errs.Unsupported) && l.m.Has("memory") {
+			l.m.warnOnce("swap limits are ignored: this kernel does not account swap", "file", "memory.swap.max")
 			err = nil
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if r.Memory == 0 {
+	if l.Memory == 0 {
 		return nil
 	}
-	return g.set("memory_limit_in_bytes", "memory", "memory.max", limit(r.Memory))
+	return l.set("memory_limit_in_bytes", "memory", "memory.max", limit(l.Memory))
 }
 
-func (g *Group) setPids(r *Resources) error {
-	if r.Pids == 0 {
+func (l limits) setPids() error {
+	if l.Pids == 0 {
 		return nil
 	}
-	return g.set("pids_limit", "pids", "pids.max", limit(r.Pids))
+	return l.set("pids_limit", "pids", "pids.max", limit(l.Pids))
 }
 
 // setHugepages also limits reservations, where the kernel can (5.7), so that a process fails at mmap rather than by SIGBUS.
 // The kubelet sends a limit of 0 for each size of the host to containers that never asked: a host without the controller is
 // no reason to refuse them.
-func (g *Group) setHugepages(r *Resources) error {
-	if len(r.Hugepages) != 0 && !g.m.Has("hugetlb") {
-		g.m.warnOnce("huge page limits are ignored: this host has no hugetlb cgroup controller")
+func (l limits) setHugepages() error {
+	if len(l.Hugepages) != 0 && !l.m.Has("hugetlb") {
+		l.m.warnOnce("huge page limits are ignored: this host has no hugetlb cgroup controller")
 		return nil
 	}
-	for _, size := range slices.Sorted(maps.Keys(r.Hugepages)) {
-		value, suffix := strconv.FormatUint(r.Hugepages[size], 10), map[int]string{1: "limit_in_bytes", 2: "max"}[g.m.version]
-		if err := g.set("hugepage_limits", "hugetlb", "hugetlb."+size+"."+suffix, value); err != nil {
+	for _, size := range slices.Sorted(maps.Keys(l.Hugepages)) {
+		value, suffix := strconv.FormatUint(l.Hugepages[size], 10), map[int]string{1: "limit_in_bytes", 2: "max"}[l.m.version]
+		if err := l.set("hugepage_limits", "hugetlb", "hugetlb."+size+"."+suffix, value); err != nil {
 			return err
 		}
-		err := g.set("hugepage_limits", "hugetlb", "hugetlb."+size+".rsvd."+suffix, value)
+		err := l.set("hugepage_limits", "hugetlb", "hugetlb."+size+".rsvd."+suffix, value)
 		if err != nil && !errors.Is(err, errs.Unsupported) {
 			return err
 		}
@@ -233,72 +239,72 @@ func (g *Group) setHugepages(r *Resources) error {
 	return nil
 }
 
-func (g *Group) setUnified(r *Resources) error {
-	for _, k := range slices.Sorted(maps.Keys(r.Unified)) {
+func (l limits) setUnified() error {
+	for _, k := range slices.Sorted(maps.Keys(l.Unified)) {
 		controller, _, _ := strings.Cut(k, ".")
-		h := g.m.all[0]
-		if controller != "cgroup" && !g.m.Has(controller) {
+		h := l.m.all[0]
+		if controller != "cgroup" && !l.m.Has(controller) {
 			return errs.Newf(errs.Unsupported, "set unified %s: this host has no %s cgroup controller", k, controller)
 		}
-		if err := h.write(g.path, k, r.Unified[k]); err != nil {
-			if errors.Is(err, fs.ErrNotExist) && h.exists(g.path) {
+		if err := h.write(l.path, k, l.Unified[k]); err != nil {
+			if errors.Is(err, fs.ErrNotExist) && h.exists(l.path) {
 				return errs.Newf(errs.Invalid, "set unified %s: the group has no such file: %w", k, err)
 			}
-			return refused("unified "+k, notFound(g.path, err))
+			return refused("unified "+k, notFound(l.path, err))
 		}
 	}
 	return nil
 }
 
 // setDevicesV1: a new group has its parent's rules, which allow everything above the kubelet's pods.
-func (g *Group) setDevicesV1(r *Resources) error {
+func (l limits) setDevicesV1() error {
 	const all = "a *:* rwm"
-	if r.Devices == nil {
+	if l.Devices == nil {
 		return nil
 	}
-	h := g.m.by["devices"]
+	h := l.m.by["devices"]
 	if h == nil {
-		if r.Devices.All {
+		if l.Devices.All {
 			return nil
 		}
 		return errs.Newf(errs.Unsupported, "set devices: this host has no devices cgroup controller")
 	}
-	if r.Devices.All {
-		if b, err := h.read(g.path, "devices.list"); err == nil && strings.TrimSpace(string(b)) == all {
+	if l.Devices.All {
+		if b, err := h.read(l.path, "devices.list"); err == nil && strings.TrimSpace(string(b)) == all {
 			return nil
 		}
-		return refused("devices", h.write(g.path, "devices.allow", all))
+		return refused("devices", h.write(l.path, "devices.allow", all))
 	}
-	if err := h.write(g.path, "devices.deny", all); err != nil {
-		return refused("devices", notFound(g.path, err))
+	if err := h.write(l.path, "devices.deny", all); err != nil {
+		return refused("devices", notFound(l.path, err))
 	}
-	rules := r.Devices.rules()
+	rules := l.Devices.rules()
 	values := make([]string, len(rules))
 	for i, d := range rules {
 		values[i] = d.String()
 	}
-	if err := h.write(g.path, "devices.allow", values...); err != nil {
-		return refused("devices", notFound(g.path, err))
+	if err := h.write(l.path, "devices.allow", values...); err != nil {
+		return refused("devices", notFound(l.path, err))
 	}
 	return nil
 }
 
-func (g *Group) setDevicesV2(r *Resources) error {
-	if r.Devices == nil {
+func (l limits) setDevicesV2() error {
+	if l.Devices == nil {
 		return nil
 	}
-	dir, err := g.m.all[0].open(g.path, "", unix.O_RDONLY|unix.O_DIRECTORY)
+	dir, err := l.m.all[0].open(l.path, "", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return notFound(g.path, err)
+		return notFound(l.path, err)
 	}
 	defer dir.Close()
-	if r.Devices.All {
+	if l.Devices.All {
 		err = setDeviceFilter(dir, nil)
 		if errors.Is(err, unix.EINVAL) { // a kernel without CONFIG_CGROUP_BPF filters nothing
 			err = nil
 		}
 	} else {
-		err = setDeviceFilter(dir, r.Devices.rules())
+		err = setDeviceFilter(dir, l.Devices.rules())
 	}
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
 		return errs.Newf(errs.Unsupported, "set devices: needs CONFIG_CGROUP_BPF and the capabilities BPF and NET_ADMIN or SYS_ADMIN: %w", err)

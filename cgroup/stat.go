@@ -15,22 +15,20 @@ import (
 // noLimit is what "max" reads as.
 const noLimit = math.MaxUint64
 
-// Stats is one reading of a group, its descendants included. Sizes are in bytes, durations in nanoseconds. Files that the
+// Stats is one reading of a group, its descendants included: what CRI's statistics need, and cheap. Sizes are in bytes, durations in nanoseconds. Files that the
 // kernel doesn't have leave zeros, or nil where the difference matters.
 type Stats struct {
-	// Time is when the CPU counters were read.
+	// Time is when the CPU counter was read; CPU is the time used.
 	Time   time.Time
-	CPU    CPU
+	CPU    uint64
 	Memory Memory
 	// Swap is nil where swap is not accounted.
 	Swap *Swap
-	Pids Pids
+	// Tasks counts threads, not processes.
+	Tasks uint64
 	// Pressure has nil entries where the kernel gives none (CONFIG_PSI; version 1 only when a cgroup2 mount is beside it).
 	Pressure Pressures
 }
-
-// CPU is processor time used.
-type CPU struct{ Usage, User, System uint64 }
 
 // Memory is what the memory controller counts.
 type Memory struct {
@@ -40,16 +38,13 @@ type Memory struct {
 	// WorkingSet is Usage less the file pages that could go at once (inactive), which is what the kubelet evicts by.
 	WorkingSet uint64
 	// RSS is anonymous memory, with swap cache and huge pages.
-	RSS, Cache, MappedFile, Kernel uint64
-	ActiveFile, InactiveFile       uint64
-	PageFaults, MajorPageFaults    uint64
+	RSS, Cache, MappedFile      uint64
+	ActiveFile, InactiveFile    uint64
+	PageFaults, MajorPageFaults uint64
 }
 
 // Swap is what is swapped out; Limit is math.MaxUint64 if none.
 type Swap struct{ Usage, Limit uint64 }
-
-// Pids counts tasks (threads, not processes); Limit is math.MaxUint64 if none.
-type Pids struct{ Current, Limit uint64 }
 
 // Pressures are pressure stall information by resource.
 type Pressures struct{ CPU, Memory, IO *Pressure }
@@ -142,46 +137,45 @@ func (r *reading) file(controller, file string) []byte {
 
 // Stats measures the group.
 func (g *Group) Stats() (Stats, error) {
-	if _, err := g.m.Open(g.path); err != nil {
+	r := &reading{g: g}
+	s, err := r.stats()
+	if err != nil {
 		return Stats{}, err
 	}
-	r := &reading{g: g}
+	return s, r.end()
+}
+
+// end is the error that the reading met.
+func (r *reading) end() error {
+	if r.err != nil {
+		return fmt.Errorf("measure cgroup %s: %w", r.g.path, r.err)
+	}
+	return nil
+}
+
+func (r *reading) stats() (Stats, error) {
+	if _, err := r.g.m.Open(r.g.path); err != nil {
+		return Stats{}, err
+	}
 	s := Stats{Time: time.Now()}
-	if g.m.version == 2 {
-		r.cpuV2(&s.CPU)
+	if r.g.m.version == 2 {
+		s.CPU = r.cpuStat()["usage_usec"] * 1000
 		r.memoryV2(&s)
 	} else {
-		r.cpuV1(&s.CPU)
+		s.CPU, _ = r.number("cpuacct", "cpuacct.usage")
 		r.memoryV1(&s)
 	}
-	s.Pids.Current, _ = r.number("pids", "pids.current")
-	s.Pids.Limit, _ = r.number("pids", "pids.max")
+	s.Tasks, _ = r.number("pids", "pids.current")
 	s.Memory.WorkingSet = s.Memory.Usage - min(s.Memory.Usage, s.Memory.InactiveFile)
 	s.Pressure = Pressures{CPU: r.pressure("cpu"), Memory: r.pressure("memory"), IO: r.pressure("io")}
-	if r.err != nil {
-		return Stats{}, fmt.Errorf("measure cgroup %s: %w", g.path, r.err)
-	}
 	return s, nil
 }
 
-func (r *reading) cpuV1(c *CPU) {
-	c.Usage, _ = r.number("cpuacct", "cpuacct.usage")
-	c.User, _ = r.number("cpuacct", "cpuacct.usage_user")
-	c.System, _ = r.number("cpuacct", "cpuacct.usage_sys")
-}
-
-// cpuV2 reads what every version 2 group has, with the cpu controller or without.
-func (r *reading) cpuV2(c *CPU) {
-	keyed(r.core("cpu.stat"), func(name string, v uint64) {
-		switch name {
-		case "usage_usec":
-			c.Usage = v * 1000
-		case "user_usec":
-			c.User = v * 1000
-		case "system_usec":
-			c.System = v * 1000
-		}
-	})
+// cpuStat reads what every version 2 group has, with the cpu controller or without; microseconds.
+func (r *reading) cpuStat() map[string]uint64 {
+	m := map[string]uint64{}
+	keyed(r.core("cpu.stat"), func(name string, v uint64) { m[name] = v })
+	return m
 }
 
 // memoryV1 takes the total_ lines, which include the groups below.
@@ -191,7 +185,6 @@ func (r *reading) memoryV1(s *Stats) {
 	if m.Limit, _ = r.number("memory", "memory.limit_in_bytes"); m.Limit >= unlimitedV1 {
 		m.Limit = noLimit
 	}
-	m.Kernel, _ = r.number("memory", "memory.kmem.usage_in_bytes")
 	var swap uint64
 	keyed(r.file("memory", "memory.stat"), func(name string, v uint64) {
 		if p := m.field(name, "total_rss", "total_cache", "total_mapped_file", "total_active_file", "total_inactive_file", "total_pgfault", "total_pgmajfault"); p != nil {
@@ -218,8 +211,6 @@ func (r *reading) memoryV2(s *Stats) {
 	keyed(r.file("memory", "memory.stat"), func(name string, v uint64) {
 		if p := m.field(name, "anon", "file", "file_mapped", "active_file", "inactive_file", "pgfault", "pgmajfault"); p != nil {
 			*p = v
-		} else if name == "kernel" {
-			m.Kernel = v
 		}
 	})
 	if v, ok := r.number("memory", "memory.swap.current"); ok {

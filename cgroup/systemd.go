@@ -44,7 +44,7 @@ func (m *Manager) createUnit(ctx context.Context, g *Group, r *Resources, pod bo
 	for _, h := range m.all {
 		h.mark(g.path)
 	}
-	return g, true, g.apply(r)
+	return g, true, limits{g, r}.apply()
 }
 
 // startScope makes the scope with its first process and then sets what systemd has no property for. systemd makes the group
@@ -57,7 +57,7 @@ func (g *Group) startScope(ctx context.Context, pid int) error {
 	if _, err := g.m.mkdirs(g.path, false, g.pending); err != nil {
 		return fmt.Errorf("create cgroup %s: %w", g.path, err)
 	}
-	if err := g.apply(g.pending); err != nil {
+	if err := (limits{g, g.pending}).apply(); err != nil {
 		return fmt.Errorf("create cgroup %s: %w", g.path, err)
 	}
 	return (&Group{m: g.m, path: g.path}).Place(ctx, pid)
