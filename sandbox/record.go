@@ -85,7 +85,7 @@ func hostIPC(cfg *cri.PodSandboxConfig) bool {
 }
 
 func sharedPID(cfg *cri.PodSandboxConfig) bool {
-	return cfg.GetLinux() != nil && nsOptions(cfg).GetPid() == cri.NamespaceMode_POD
+	return nsOptions(cfg).GetPid() == cri.NamespaceMode_POD // CRI's default; kubelet says CONTAINER
 }
 
 // HostNetwork says whether the pod uses the node's network namespace (and its UTS namespace: KUBELET.md 21).
