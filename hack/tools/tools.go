@@ -6,7 +6,7 @@
 package tools
 
 import (
-	_ "github.com/onsi/ginkgo/v2"
+	_ "github.com/onsi/ginkgo/v2/ginkgo"
 	_ "github.com/onsi/gomega"
 	_ "k8s.io/apimachinery/pkg/util/rand"
 	_ "sigs.k8s.io/cri-tools/cmd/crictl"
