@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+// ForceWorker makes the store act as on a kernel without lowerdir+.
+func (s *Store) ForceWorker() { s.probe.lowerPlus.Store(no) }

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// usageAge is how old a measurement may be before a question starts another.
+	usageAge = 10 * time.Second
+	// usageWait bounds how long a question waits for the measurement it started.
+	usageWait = 20 * time.Millisecond
+	// usageDepth bounds the open directories of one walk. What lies deeper is not counted.
+	usageDepth = 256
+)
+
+// Usage is the disk space and number of files of the snapshot's writable layer. It answers from the last measurement and starts a
+// new one when that is old; it waits for one only briefly, so a huge layer may read as zero the first time. Nothing is measured
+// when nobody asks.
+func (s *Store) Usage(id string) (bytes, inodes uint64, err error) {
+	if _, err := s.layersOf(id); err != nil {
+		return 0, 0, err
+	}
+	u := s.usage.get(id, s.UpperDir(id))
+	return u.bytes, u.inodes, nil
+}
+
+// UsageAll sums the writable layers, as last measured.
+func (s *Store) UsageAll() (bytes, inodes uint64) {
+	ids, err := s.Snapshots()
+	if err != nil {
+		return 0, 0
+	}
+	for _, id := range ids {
+		u := s.usage.peek(id, s.UpperDir(id))
+		bytes += u.bytes
+		inodes += u.inodes
+	}
+	return bytes, inodes
+}
+
+// Measure walks the snapshot's writable layer now, however long it takes.
+func (s *Store) Measure(ctx context.Context, id string) (bytes, inodes uint64, err error) {
+	if _, err := s.layersOf(id); err != nil {
+		return 0, 0, err
+	}
+	return MeasureDir(ctx, s.UpperDir(id))
+}
+
+// MeasureDir is the disk space and number of files below a directory; a file with several names counts once.
+func MeasureDir(ctx context.Context, dir string) (bytes, inodes uint64, err error) {
+	u, err := measure(ctx.Done(), dir)
+	if errors.Is(err, errStopped) {
+		err = fmt.Errorf("measure %s: %w", dir, context.Cause(ctx))
+	}
+	return u.bytes, u.inodes, err
+}
+
+type usage struct{ bytes, inodes uint64 }
+
+// meter keeps the last measurement of each writable layer. One walk runs at a time. The zero value is ready.
+type meter struct {
+	walk sync.Mutex // held by the walk under way; taken before mu
+
+	mu     sync.Mutex
+	last   map[string]*reading // guarded by mu
+	walks  sync.WaitGroup      // added to under mu
+	quit   chan struct{}       // closes when the store does; made with the first walk; guarded by mu
+	closed bool                // guarded by mu
+}
+
+type reading struct {
+	usage
+	at      time.Time
+	running chan struct{} // closes when the walk under way ends; nil: none
+}
+
+// get answers with a fresh reading if one can be had soon.
+func (m *meter) get(id, dir string) usage {
+	running := m.refresh(id, dir)
+	if running != nil {
+		t := time.NewTimer(usageWait)
+		defer t.Stop()
+		select {
+		case <-running:
+		case <-t.C:
+		}
+	}
+	return m.read(id)
+}
+
+// peek answers at once; unlike get it does not wait for the walk it starts.
+func (m *meter) peek(id, dir string) usage {
+	m.refresh(id, dir)
+	return m.read(id)
+}
+
+func (m *meter) read(id string) usage {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := m.last[id]; r != nil {
+		return r.usage
+	}
+	return usage{}
+}
+
+// refresh starts a walk when the last reading is old. It returns a channel that closes with the walk under way, if there is one.
+func (m *meter) refresh(id, dir string) <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last == nil {
+		m.last, m.quit = map[string]*reading{}, make(chan struct{})
+	}
+	r := m.last[id]
+	if r == nil {
+		r = &reading{}
+		m.last[id] = r
+	}
+	if r.running != nil || m.closed || time.Since(r.at) < usageAge {
+		return r.running
+	}
+	running := make(chan struct{})
+	r.running = running
+	quit := m.quit
+	m.walks.Go(func() {
+		m.walk.Lock()
+		u, err := measure(quit, dir)
+		m.walk.Unlock()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if err == nil {
+			r.usage, r.at = u, time.Now()
+		}
+		r.running = nil
+		close(running)
+	})
+	return running
+}
+
+func (m *meter) forget(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.last, id)
+}
+
+func (m *meter) stop() {
+	m.mu.Lock()
+	if m.quit != nil && !m.closed {
+		close(m.quit)
+	}
+	m.closed = true
+	m.mu.Unlock()
+	m.walks.Wait()
+}
+
+// measure walks a tree. Files that vanish meanwhile are not counted.
+func measure(quit <-chan struct{}, dir string) (usage, error) {
+	w := walker{quit: quit, seen: map[uint64]struct{}{}}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return usage{}, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	w.count(&st)
+	fd, err := openDir(unix.AT_FDCWD, dir)
+	if err != nil {
+		return usage{}, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	err = w.dir(fd, 0)
+	return w.usage, err
+}
+
+type walker struct {
+	usage
+	quit <-chan struct{}
+	seen map[uint64]struct{}
+}
+
+func (w *walker) count(st *unix.Stat_t) {
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if _, ok := w.seen[st.Ino]; ok {
+			return
+		}
+		w.seen[st.Ino] = struct{}{}
+	}
+	w.bytes += uint64(st.Blocks) * 512
+	w.inodes++
+}
+
+// dir counts what is below an open directory and closes it.
+func (w *walker) dir(fd, depth int) error {
+	f := os.NewFile(uintptr(fd), "directory")
+	defer f.Close()
+	for {
+		select {
+		case <-w.quit:
+			return errStopped
+		default:
+		}
+		names, err := f.Readdirnames(256)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("measure directory: %w", err)
+		}
+		for _, n := range names {
+			var st unix.Stat_t
+			if unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				continue
+			}
+			w.count(&st)
+			if st.Mode&unix.S_IFMT != unix.S_IFDIR || depth >= usageDepth {
+				continue
+			}
+			child, err := openDir(fd, n)
+			if err != nil {
+				continue
+			}
+			if err := w.dir(child, depth+1); err != nil {
+				return err
+			}
+		}
+	}
+}
