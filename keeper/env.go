@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors that every keeper process has from its start, at fixed numbers: they go from image to image by execve and
+// from the elder to the younger by fork, so no message has to name them.
+const (
+	fdDir      = 3 // the directory of sockets, FIFOs, spools and exit records, opened in the host's mount namespace
+	fdLock     = 4 // its lock file; the lock lives as long as one of the pair does
+	fdListener = 5
+	fdImage    = 6 // the sealed memfd with this binary
+	fdState    = 7 // the shared state table
+	fdPair     = 8 // the socket pair between elder and younger
+	fdHandover = 9 // only right after execve: what the image before left
+)
+
+// Names in the directory. None is a valid process id.
+const (
+	lockName   = ".lock"
+	stateName  = ".state"
+	socketName = "keeper.sock"
+)
+
+// logger writes lines to standard error. The keeper has little to say: what went wrong with itself.
+type logger struct{ who string }
+
+func (l logger) say(parts ...string) {
+	line := "shim-keeper " + l.who + ": "
+	for _, p := range parts {
+		line += p
+	}
+	unix.Write(2, []byte(line+"\n")) //nolint:errcheck // there is nobody else to tell
+}
+
+// failed is say for an error; nil says nothing.
+func (l logger) failed(what string, err error) {
+	if err != nil {
+		l.say(what, ": ", err.Error())
+	}
+}
+
+// stageError names the step that failed.
+type stageError struct {
+	stage string
+	err   error
+}
+
+func (e *stageError) Error() string { return e.stage + ": " + e.err.Error() }
+func (e *stageError) Unwrap() error { return e.err }
+
+// at gives err the name of the step it happened in.
+func at(stage string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &stageError{stage, err}
+}
+
+// errno finds the system call's error in err; EIO stands for errors without one.
+func errno(err error) unix.Errno {
+	for err != nil {
+		if e, ok := err.(syscall.Errno); ok { //nolint:errorlint // this is the unwrapping
+			return e
+		}
+		u, ok := err.(interface{ Unwrap() error }) //nolint:errorlint // this is the unwrapping
+		if !ok {
+			break
+		}
+		err = u.Unwrap()
+	}
+	return unix.EIO
+}
+
+// retry repeats f while a signal interrupts it.
+func retry(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR { //nolint:errorlint // system calls return bare errnos
+			return err
+		}
+	}
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// The executor: what runs in a child between clone and execve. The child is a plain fork of a process with many threads, of
+// which it has only one. It may therefore not use the Go runtime at all: every function here is nosplit and norace,
+// allocates nothing, takes no lock and writes no pointer into Go memory. All it needs lies in one private mapping, prepared before.
+//
+// It is never a vfork: the parent's memory is not the child's to write, and a child that hangs in a mount must not hold up the parent.
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// cloneArgs is the kernel's struct clone_args (CLONE_ARGS_SIZE_VER2).
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+const maxChildFDs = proto.FDPassed + proto.MaxFDs
+
+// child is the child's memory, at the start of the private mapping.
+type child struct {
+	clone, clone2 cloneArgs
+	pidfd, pidfd2 int32
+
+	ops    unsafe.Pointer // of proto.Op
+	numOps uintptr
+	data   unsafe.Pointer
+
+	report  uintptr
+	fds     [maxChildFDs]int32 // by the program's index; -1 is none
+	keep    [maxChildFDs]int32 // the descriptors that stay open, ascending
+	numKeep uintptr
+	nofile  unix.Rlimit
+
+	regs   [proto.NumRegs]uintptr
+	args   [6]uintptr
+	eacces bool
+	gate   [8]byte
+	zero   sigaction
+	mask   uint64
+
+	// What reports are made of.
+	note    note
+	iov     [2]uintptr
+	msg     msghdr
+	control control
+}
+
+// note is a packet from the child to the keeper.
+type note struct {
+	what  uint32
+	index uint32 // of the op
+	value uint32 // errno, tag or pid
+}
+
+const noteSize = 12
+
+// What a note says.
+const (
+	noteFailed = 'E' // value: errno
+	noteCloned = 'C' // value: pid of the second process; with its pidfd
+	noteFD     = 'F' // value: tag; with the descriptor
+)
+
+// msghdr and control are the kernel's structs, with addresses that are no Go pointers.
+type msghdr struct {
+	name       uintptr
+	nameLen    uint64
+	iov        uintptr
+	iovLen     uint64
+	control    uintptr
+	controlLen uint64
+	flags      uint64
+}
+
+type control struct {
+	length uint64
+	level  int32
+	typ    int32
+	fd     int32
+	_      int32
+}
+
+// fork makes the child, which runs c's program and never returns.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func fork(c *child) (int, syscall.Errno) {
+	beforeFork()
+	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone)), unsafe.Sizeof(c.clone), 0)
+	if e != 0 || pid != 0 {
+		afterFork()
+		return int(pid), e
+	}
+	afterForkInChild()
+	c.enter()
+	c.run()
+	return 0, 0
+}
+
+// enter makes the child its own: no descriptor, signal disposition or limit of the keeper is left. Descriptors go first, since
+// while the child has them too the end of this keeper could go unnoticed. Then it waits at the gate until it has been told of.
+//
+//go:nosplit
+//go:norace
+func (c *child) enter() {
+	next := uintptr(0)
+	for i := uintptr(0); i < c.numKeep; i++ {
+		fd := uintptr(*(*int32)(unsafe.Add(unsafe.Pointer(&c.keep), 4*i)))
+		if fd > next {
+			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, next, fd-1, 0)
+		}
+		next = fd + 1
+	}
+	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, next, 1<<32-1, 0)
+	for s := uintptr(1); s <= 64; s++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&c.zero)), 0, 8, 0, 0)
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.mask)), 0, 8, 0, 0)
+	syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&c.nofile)), 0, 0, 0)
+	for {
+		n, _, e := syscall.RawSyscall(unix.SYS_READ, c.report, uintptr(unsafe.Pointer(&c.gate)), 8)
+		if e == unix.EINTR {
+			continue
+		}
+		if e != 0 || n == 0 {
+			c.exit(1)
+		}
+		return
+	}
+}
+
+// run runs the program.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (c *child) run() {
+	for i := uintptr(0); i < c.numOps; i++ {
+		o := (*proto.Op)(unsafe.Add(c.ops, i*proto.OpSize))
+		for a := 0; a < 6; a++ {
+			v := uintptr(o.Arg[a])
+			switch o.Kind[a] {
+			case proto.Data:
+				v += uintptr(c.data)
+			case proto.Reg:
+				v = c.regs[v%proto.NumRegs]
+			case proto.FD:
+				v = uintptr(*(*int32)(unsafe.Add(unsafe.Pointer(&c.fds), 4*v)))
+			}
+			c.args[a] = v
+		}
+		r, e := c.do(o, i)
+		if e != 0 {
+			if !ignored(o, e) {
+				c.fail(i, e)
+			}
+			if e == unix.EACCES && o.Flags&proto.FlagKeepEACCES != 0 {
+				c.eacces = true
+			}
+			r = -uintptr(e)
+		}
+		if o.Result != proto.NoResult {
+			c.regs[o.Result%proto.NumRegs] = r
+		}
+	}
+	c.fail(c.numOps, unix.ENOEXEC) // a program ends by execve, PseudoFail or PseudoExit
+}
+
+// do does one op with the arguments in c.args.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (c *child) do(o *proto.Op, index uintptr) (uintptr, syscall.Errno) {
+	switch o.NR {
+	case proto.PseudoStore32:
+		*(*uint32)(unsafe.Add(c.data, o.Arg[0])) = uint32(c.args[1])
+	case proto.PseudoStore64:
+		*(*uint64)(unsafe.Add(c.data, o.Arg[0])) = uint64(c.args[1])
+	case proto.PseudoClone:
+		c.clone2.flags = uint64(c.args[0]) | unix.CLONE_PARENT | unix.CLONE_PIDFD
+		pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone2)), unsafe.Sizeof(c.clone2), 0)
+		if e != 0 || pid == 0 {
+			return 0, e
+		}
+		c.tell(noteCloned, index, uint32(pid), c.pidfd2)
+		c.exit(0)
+	case proto.PseudoReport:
+		return 0, c.tell(noteFD, index, uint32(c.args[0]), int32(c.args[1]))
+	case proto.PseudoFail:
+		e := syscall.Errno(c.args[0])
+		if c.eacces {
+			e = unix.EACCES
+		}
+		c.fail(index, e)
+	case proto.PseudoExit:
+		c.exit(c.args[0])
+	default:
+		r, _, e := syscall.RawSyscall6(uintptr(o.NR), c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], c.args[5])
+		return r, e
+	}
+	return 0, 0
+}
+
+// ignored says whether e does not fail the program.
+//
+//go:nosplit
+//go:norace
+func ignored(o *proto.Op, e syscall.Errno) bool {
+	for i := 0; i < len(o.Ignore); i++ {
+		if uintptr(o.Ignore[i]) == uintptr(e) {
+			return true
+		}
+	}
+	return false
+}
+
+// tell sends a note, with a descriptor unless fd is negative.
+//
+//go:nosplit
+//go:norace
+func (c *child) tell(what uint32, index uintptr, value uint32, fd int32) syscall.Errno {
+	c.note.what, c.note.index, c.note.value = what, uint32(index), value
+	c.msg.controlLen = 0
+	if fd >= 0 {
+		c.control.fd = fd
+		c.msg.controlLen = uint64(unsafe.Sizeof(c.control))
+	}
+	for {
+		_, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, c.report, uintptr(unsafe.Pointer(&c.msg)), unix.MSG_NOSIGNAL)
+		if e != unix.EINTR {
+			return e
+		}
+	}
+}
+
+//go:nosplit
+//go:norace
+func (c *child) fail(index uintptr, e syscall.Errno) {
+	c.tell(noteFailed, index, uint32(e), -1)
+	c.exit(1)
+}
+
+//go:nosplit
+//go:norace
+func (c *child) exit(status uintptr) {
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, status, 0, 0)
+	}
+}

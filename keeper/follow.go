@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"encoding/binary"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// follow opens the child's gate and reads its notes until its report socket ends. A note is looked at, acted upon, and only then taken out: a
+// younger that dies in between leaves it to the next.
+func (l *launch) follow() {
+	y, p := l.y, l.p
+	y.mu.Lock()
+	report := p.rec.fd(proto.HeldReport, 0)
+	gated := p.rec.Flags&proto.KeepGated != 0
+	for _, r := range l.held {
+		p.answerGatedLocked(r)
+	}
+	l.held = nil
+	y.mu.Unlock()
+	if !gated {
+		openGate(report)
+	}
+	y.log.failed("watch launch of "+p.id, y.poll.add(report, unix.EPOLLIN|oneShot, l))
+	for {
+		n, fds, err := peekNote(report)
+		if err == unix.EAGAIN { //nolint:errorlint // bare errno
+			y.poll.arm(report, unix.EPOLLIN|oneShot)
+			select {
+			case <-l.wake:
+			case <-l.gate:
+				openGate(report)
+			}
+			continue
+		}
+		if err != nil {
+			if err != io.EOF { //nolint:errorlint // as peekNote returns it
+				y.log.failed("read report of "+p.id, err)
+			}
+			break
+		}
+		l.heed(n, fds)
+		takeNote(report)
+	}
+	y.poll.del(report)
+	l.conclude()
+}
+
+// openGate lets the child go. It may be done twice: the child reads once.
+func openGate(report int) {
+	unix.Sendmsg(report, []byte{1}, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) //nolint:errcheck // a child that is gone shows by its socket's end
+}
+
+func peekNote(report int) (note, []int, error) {
+	var data [noteSize + 1]byte
+	var oob [64]byte
+	n, fds, err := receive(report, data[:], oob[:], unix.MSG_PEEK)
+	if err != nil {
+		return note{}, nil, err
+	}
+	if n != noteSize {
+		closeAll(fds)
+		return note{}, nil, unix.EBADMSG
+	}
+	u := binary.NativeEndian.Uint32
+	return note{u(data[:]), u(data[4:]), u(data[8:])}, fds, nil
+}
+
+// takeNote takes a note out; the kernel closes descriptors that have no room.
+func takeNote(report int) {
+	var data [noteSize]byte
+	unix.Recvfrom(report, data[:], unix.MSG_DONTWAIT) //nolint:errcheck // it was there a moment ago
+}
+
+// heed acts upon a note.
+func (l *launch) heed(n note, fds []int) {
+	y, p := l.y, l.p
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	switch {
+	case n.what == noteFailed:
+		p.failedOp, p.errno = int32(n.index), n.value
+	case n.what == noteCloned && len(fds) == 1 && p.rec.caller == 0:
+		l.movedLocked(int32(n.value), fds[0])
+		return
+	case n.what == noteFD && len(fds) == 1 && n.value == proto.TagPTY:
+		l.terminalLocked(fds[0])
+		return
+	case n.what == noteFD && len(fds) == 1:
+		y.keepLocked(p.rec, func(k *proto.Keep) { k.Add = []proto.Held{{Kind: proto.HeldReturn, Arg: n.index}} }, fds[0])
+		return
+	}
+	closeAll(fds)
+}
+
+// movedLocked goes over to the second process of a program.
+func (l *launch) movedLocked(pid int32, pidfd int) {
+	y, p := l.y, l.p
+	if p.rec.fd(proto.HeldPIDFD, 0) >= 0 {
+		y.poll.del(p.rec.fd(proto.HeldPIDFD, 0))
+	}
+	if n := pidOf(pidfd); n != 0 {
+		pid = n
+	}
+	st, _ := readStat(pid)
+	y.keepLocked(p.rec, func(k *proto.Keep) {
+		k.PID, k.StartTime = pid, st.start
+		k.Add = []proto.Held{{Kind: proto.HeldPIDFD}}
+	}, pidfd)
+	if l.adopted {
+		y.watchLocked(p)
+	}
+}
+
+// terminalLocked takes a pty's master, and makes the FIFO through which its output goes to the log.
+func (l *launch) terminalLocked(master int) {
+	y, p := l.y, l.p
+	held, fds := []proto.Held{{Kind: proto.HeldPTY}}, []int{master}
+	if p.rec.fd(proto.HeldStdout, 0) < 0 {
+		name := p.id + "/" + fifoNames[1]
+		unix.Mkdirat(fdDir, p.id, 0o700) //nolint:errcheck // it may exist; the next step tells
+		unlink(fdDir, name)
+		var far int
+		near, err := openFIFO(name, false, &far)
+		if err != nil {
+			y.log.failed("make FIFO of terminal "+p.id, err)
+		} else {
+			unix.Close(far)
+			held, fds = append(held, proto.Held{Kind: proto.HeldStdout}), append(fds, near)
+		}
+	}
+	y.keepLocked(p.rec, func(k *proto.Keep) { k.Add = held }, fds...)
+}
+
+// conclude is the end of a launch: execve has succeeded, or the process is at its end.
+func (l *launch) conclude() {
+	y, p := l.y, l.p
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if p.failedOp == proto.FailedNone && p.rec.Flags&proto.KeepRun == 0 {
+		if st, err := readStat(p.rec.PID); err == nil && st.start == p.rec.StartTime && st.flags&neverExecuted != 0 {
+			p.failedOp = proto.FailedKilled
+		}
+	}
+	p.launch = nil
+	y.keepLocked(p.rec, func(k *proto.Keep) {
+		k.Flags = k.Flags&^proto.KeepGated | proto.KeepLaunched
+		k.Drop = []proto.Held{{Kind: proto.HeldReport}}
+	})
+	if p.failedOp == proto.FailedNone && p.rec.Flags&proto.KeepRun == 0 {
+		p.openStreams()
+		for _, w := range p.waiters {
+			p.answerLocked(w)
+		}
+		p.waiters = nil
+	}
+	if p.slot.exited.Load() != 0 {
+		y.exitedLocked(p)
+	}
+}
+
+// answerLocked tells that the process runs.
+func (p *proc) answerLocked(r request) {
+	m := &proto.Spawned{PID: p.rec.PID, StartTime: p.rec.StartTime, FailedOp: proto.FailedNone}
+	r.c.sendLocked(r.seq, m, append(p.rec.all(proto.HeldPIDFD), p.rec.all(proto.HeldReturn)...)...)
+}
+
+// answerGatedLocked tells that the process waits at its gate.
+func (p *proc) answerGatedLocked(r request) {
+	if p.rec.PID == 0 {
+		p.launch.held = append(p.launch.held, r)
+		return
+	}
+	m := &proto.Spawned{PID: p.rec.PID, StartTime: p.rec.StartTime, FailedOp: proto.FailedNone}
+	r.c.sendLocked(r.seq, m, p.rec.all(proto.HeldPIDFD)...)
+}
+
+// concludeLocked answers for a process that was to end (Run), or whose launch failed, when it has ended. A failure that nobody waits for, because
+// the keeper that was asked has died, is kept until someone asks again.
+func (y *younger) concludeLocked(p *proc) {
+	run := p.rec.Flags&proto.KeepRun != 0
+	if !run && len(p.waiters) == 0 && len(p.forgets) == 0 {
+		return
+	}
+	m := &proto.Spawned{PID: p.rec.PID, StartTime: p.rec.StartTime, FailedOp: p.failedOp, Errno: p.errno, Status: p.slot.exitStatus}
+	fds := p.rec.all(proto.HeldPIDFD)
+	if p.failedOp == proto.FailedNone {
+		fds = append(fds, p.rec.all(proto.HeldReturn)...)
+	}
+	for _, w := range p.waiters {
+		w.c.sendLocked(w.seq, m, fds...)
+	}
+	for _, f := range p.forgets {
+		f.c.ackLocked(f.seq, nil)
+	}
+	p.waiters, p.forgets = nil, nil
+	y.discardLocked(p)
+}
+
+// releaseLocked opens the gate of a process spawned with Hold.
+func (y *younger) releaseLocked(r *request, id string) error {
+	p, err := y.findLocked(id)
+	switch {
+	case err != nil:
+		return err
+	case p.launch == nil && p.failedOp != proto.FailedNone:
+		p.waiters = append(p.waiters, *r)
+		if p.slot.exited.Load() != 0 {
+			y.concludeLocked(p)
+		}
+	case p.launch == nil:
+		p.answerLocked(*r)
+	case p.rec.PID == 0:
+		return at("release "+id, unix.EAGAIN)
+	default:
+		p.waiters = append(p.waiters, *r)
+		if p.rec.Flags&proto.KeepGated != 0 {
+			y.keepLocked(p.rec, func(k *proto.Keep) { k.Flags &^= proto.KeepGated })
+			token(p.launch.gate)
+		}
+	}
+	return errLater
+}

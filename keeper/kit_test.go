@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/keeper/client"
+	"crishim.dev/proto"
+)
+
+// keeperBinary is the real thing, built once.
+var keeperBinary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "keeper-test")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "shim-keeper")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.build=test-1", "-o", bin, "crishim.dev/cmd/shim-keeper")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return bin, nil
+})
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "helper" {
+		helper(os.Args[2:])
+	}
+	code := m.Run()
+	if bin, err := keeperBinary(); err == nil && code == 0 {
+		_ = os.RemoveAll(filepath.Dir(bin))
+	}
+	os.Exit(code)
+}
+
+// helper is what the test binary does as a container.
+func helper(args []string) {
+	num := func(i int) int {
+		n, err := strconv.Atoi(args[i])
+		if err != nil {
+			panic(err)
+		}
+		return n
+	}
+	switch args[0] {
+	case "lines": // N lines, flushed at odd moments
+		w := bufio.NewWriterSize(os.Stdout, 70000)
+		for i := range num(1) {
+			writeLine(w, i)
+			if i%7 == 3 && i%64 < 32 {
+				w.Flush()
+			}
+		}
+		w.Flush()
+	case "both": // N lines alternating between stdout and stderr
+		for i := range num(1) {
+			fmt.Fprintf([]*os.File{os.Stdout, os.Stderr}[i%2], "line %d\n", i)
+		}
+	case "print":
+		fmt.Fprint(os.Stdout, args[1])
+		if len(args) > 2 {
+			fmt.Fprint(os.Stderr, args[2])
+		}
+	case "cat":
+		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "wait": // until stdin ends
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(num(1))
+	case "grandchild": // leaves a process that holds stdout until the file goes
+		cmd := exec.Command("/proc/self/exe", "helper", "hold")
+		cmd.Stdout, cmd.Stdin = os.Stdout, os.Stdin
+		if err := cmd.Start(); err != nil {
+			panic(err)
+		}
+		fmt.Print("parent\nhalf")
+	case "hold":
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		fmt.Print("-full\n")
+	case "status":
+		for _, f := range []string{"status", "limits"} {
+			b, err := os.ReadFile("/proc/self/" + f)
+			if err != nil {
+				panic(err)
+			}
+			os.Stdout.Write(b)
+		}
+		fds, _ := os.ReadDir("/proc/self/fd")
+		for _, f := range fds {
+			to, _ := os.Readlink("/proc/self/fd/" + f.Name())
+			fmt.Println("fd", f.Name(), to)
+		}
+	}
+	os.Exit(0)
+}
+
+func writeLine(w *bufio.Writer, i int) {
+	w.WriteString("line ")
+	w.WriteString(strconv.Itoa(i))
+	w.WriteByte(' ')
+	for range i * 7919 % 150 {
+		w.WriteByte(byte('a' + i%26))
+	}
+	w.WriteByte('\n')
+}
+
+// pair is a keeper pair of the test's own.
+type pair struct {
+	t   testing.TB
+	dir string
+	bin string
+	c   *client.Client
+
+	mu    sync.Mutex
+	exits map[string]proto.Exited
+	cond  *sync.Cond
+}
+
+func needRoot(t testing.TB) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mount namespaces and subreapers")
+	}
+}
+
+// newPair starts a pair on tmpfs and ends it with the test, checking that nothing stays.
+func newPair(t testing.TB) *pair {
+	t.Helper()
+	needRoot(t)
+	bin, err := keeperBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "keeper-test")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	p := &pair{t: t, dir: filepath.Join(dir, "k"), bin: bin, exits: map[string]proto.Exited{}}
+	p.cond = sync.NewCond(&p.mu)
+	t.Cleanup(func() {
+		p.killAll()
+		_ = os.RemoveAll(dir)
+	})
+	if err := client.Start(bin, p.dir); err != nil {
+		t.Fatal(err)
+	}
+	p.c = p.connect()
+	t.Cleanup(func() { _ = p.c.Close() })
+	go func() {
+		for e := range p.c.Exits() {
+			p.mu.Lock()
+			p.exits[e.ID] = e
+			p.cond.Broadcast()
+			p.mu.Unlock()
+		}
+	}()
+	return p
+}
+
+func (p *pair) connect() *client.Client {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, err := client.New(ctx, client.Options{Socket: filepath.Join(p.dir, client.SocketName), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return c
+}
+
+// keepers finds the pair's processes by the lock file they hold open.
+func (p *pair) keepers() (elder, younger int) {
+	ents, _ := os.ReadDir("/proc")
+	for _, e := range ents {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/4", pid)); err != nil || to != filepath.Join(p.dir, ".lock") {
+			continue
+		}
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		switch a := strings.Split(string(b), "\x00"); {
+		case len(a) > 1 && a[1] == "elder":
+			elder = pid
+		case len(a) > 1 && a[1] == "younger":
+			younger = pid
+		}
+	}
+	return elder, younger
+}
+
+// settled waits for both keepers to be there, and other than the ones given.
+func (p *pair) settled(notElder, notYounger int) (elder, younger int) {
+	p.t.Helper()
+	waitFor(p.t, "two keepers", func() bool {
+		elder, younger = p.keepers()
+		return elder != 0 && younger != 0 && elder != notElder && younger != notYounger
+	})
+	return elder, younger
+}
+
+func (p *pair) killAll() {
+	procs, fds, err := p.c.Processes(timeout(p.t))
+	if err == nil {
+		for i, pr := range procs {
+			if fds[i] != nil {
+				_ = unix.PidfdSendSignal(int(fds[i].Fd()), unix.SIGKILL, nil, 0)
+				fds[i].Close()
+			}
+			_ = pr
+		}
+	}
+	waitFor(p.t, "the keepers' end", func() bool {
+		e, y := p.keepers()
+		for _, pid := range []int{e, y} { // the elder first, or it starts another younger
+			if pid != 0 {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		return e == 0 && y == 0
+	})
+}
+
+func timeout(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func waitFor(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
+		if f() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("no %s within a minute", what)
+			t.FailNow()
+		}
+	}
+}
+
+// exit waits for a process's end.
+func (p *pair) exit(id string) proto.Exited {
+	p.t.Helper()
+	timer := time.AfterFunc(60*time.Second, p.cond.Broadcast)
+	defer timer.Stop()
+	end := time.Now().Add(60 * time.Second)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if e, ok := p.exits[id]; ok {
+			return e
+		}
+		if time.Now().After(end) {
+			p.t.Fatalf("no exit of %s", id)
+		}
+		p.cond.Wait()
+	}
+}
+
+func (p *pair) forget(id string) {
+	p.t.Helper()
+	if err := p.c.Forget(timeout(p.t), id); err != nil {
+		p.t.Fatalf("forget %s: %v", id, err)
+	}
+	if _, err := os.Stat(filepath.Join(p.dir, id)); !errors.Is(err, os.ErrNotExist) {
+		p.t.Errorf("the directory of %s stays: %v", id, err)
+	}
+}
+
+// builder writes launch programs.
+type builder struct{ proto.Program }
+
+// arg is an argument of an op.
+type arg struct {
+	kind proto.ArgKind
+	v    uint64
+}
+
+func imm[T ~int | ~uint32 | ~uint64 | ~int32](v T) arg { return arg{proto.Imm, uint64(v)} }
+func fd(i int) arg                                    { return arg{proto.FD, uint64(i)} }
+func reg(i int) arg                                   { return arg{proto.Reg, uint64(i)} }
+
+func (b *builder) op(label string, nr uint32, args ...arg) *proto.Op {
+	o := proto.Op{NR: nr, Result: proto.NoResult}
+	for i, a := range args {
+		o.Kind[i], o.Arg[i] = a.kind, a.v
+	}
+	b.Ops, b.Labels = append(b.Ops, o), append(b.Labels, label)
+	return &b.Ops[len(b.Ops)-1]
+}
+
+func (b *builder) bytes(s []byte) arg {
+	off := len(b.Data)
+	b.Data = append(b.Data, s...)
+	for len(b.Data)%8 != 0 {
+		b.Data = append(b.Data, 0)
+	}
+	return arg{proto.Data, uint64(off)}
+}
+
+func (b *builder) str(s string) arg { return b.bytes(append([]byte(s), 0)) }
+
+// vector is a NULL-terminated array of strings.
+func (b *builder) vector(s ...string) arg {
+	ptrs := make([]byte, 8*(len(s)+1))
+	for i, x := range s {
+		binary.NativeEndian.PutUint64(ptrs[8*i:], b.str(x).v)
+	}
+	a := b.bytes(ptrs)
+	for i := range s {
+		b.Relocs = append(b.Relocs, uint32(a.v)+8*uint32(i))
+	}
+	return a
+}
+
+func (b *builder) stdio(stdin, stdout, stderr int) {
+	for to, from := range []int{stdin, stdout, stderr} {
+		if from >= 0 {
+			b.op(fmt.Sprintf("place descriptor %d", to), unix.SYS_DUP3, fd(from), imm(to), imm(0))
+		}
+	}
+}
+
+// exec executes a passed file.
+func (b *builder) exec(file int, args ...string) {
+	b.op("execute "+strings.Join(args, " "), unix.SYS_EXECVEAT, fd(file), b.str(""), b.vector(args...), b.vector("GOMAXPROCS=1"), imm(unix.AT_EMPTY_PATH))
+}
+
+// self is the test binary.
+func self(t testing.TB) *os.File {
+	t.Helper()
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// container is a Spawn of the test binary's helper with FIFOs and, when log is set, a log file.
+func (p *pair) container(id string, log string, args ...string) client.Spawn {
+	p.t.Helper()
+	var b builder
+	b.op("setsid", unix.SYS_SETSID)
+	b.stdio(proto.FDStdin, proto.FDStdout, proto.FDStderr)
+	b.exec(proto.FDPassed, append([]string{"test", "helper"}, args...)...)
+	s := client.Spawn{Program: &b.Program, Files: []*os.File{self(p.t)}, Name: "start container " + id}
+	s.ID, s.Cgroup, s.Stdin, s.Stdout, s.Stderr = id, -1, true, true, true
+	if log != "" {
+		f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.t.Cleanup(func() { f.Close() })
+		s.Log = f
+	}
+	return s
+}
+
+func (p *pair) spawn(s client.Spawn) *client.Process {
+	p.t.Helper()
+	pr, err := p.c.Spawn(timeout(p.t), s)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(pr.Close)
+	return pr
+}
+
+// closeStdin ends a container's input: it takes the end of the FIFO that StdinOnce gives away.
+func (p *pair) closeStdin(id string) {
+	p.t.Helper()
+	in, err := p.c.Attach(timeout(p.t), id, true, nil, nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	in.Close()
+}
+
+// texts gives the lines of a log without times, and checks those.
+func texts(t testing.TB, log string) []string {
+	t.Helper()
+	f, err := os.Open(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var out []string
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		stamp, text, _ := strings.Cut(sc.Text(), " ")
+		if _, err := time.Parse("2006-01-02T15:04:05.000000000Z", stamp); err != nil {
+			t.Fatalf("line %d: %v", len(out), err)
+		}
+		out = append(out, text)
+	}
+	return out
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// launch is a Spawn under way: from the request to the moment when execve has succeeded or the launch has failed.
+type launch struct {
+	y       *younger
+	p       *proc
+	s       *proto.Spawn
+	r       *request
+	held    []request // Spawns with Hold, to be answered when the process is at its gate; guarded by y.mu
+	adopted bool      // begun by a younger that died
+	gate    chan struct{}
+	wake    chan struct{} // a token when the report socket has something
+}
+
+// spawn starts a process, or joins the one that has the id.
+func (y *younger) spawn(r *request, s *proto.Spawn) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	rec := y.records[s.ID]
+	if rec == nil {
+		err := y.beginLocked(r, s)
+		if err != nil {
+			r.closeFDs()
+			r.c.ackLocked(r.seq, at("spawn "+s.ID, err))
+		}
+		return
+	}
+	r.closeFDs()
+	p := rec.proc
+	switch {
+	case p.launch == nil && rec.Flags&proto.KeepRun != 0, p.launch != nil && p.launch.adopted && rec.Flags&proto.KeepRun != 0:
+		// A Run that its keeper did not survive is on its way out; the next try finds the id free.
+		r.c.ackLocked(r.seq, at("spawn "+s.ID, unix.EAGAIN))
+	case p.launch == nil && p.failedOp != proto.FailedNone:
+		p.waiters = append(p.waiters, *r)
+		if p.slot.exited.Load() != 0 {
+			y.concludeLocked(p)
+		}
+	case p.launch == nil:
+		p.answerLocked(*r)
+	case rec.Flags&proto.KeepGated != 0:
+		p.answerGatedLocked(*r)
+	default:
+		p.waiters = append(p.waiters, *r)
+	}
+}
+
+// beginLocked enters a new process and leaves the rest to a goroutine.
+func (y *younger) beginLocked(r *request, s *proto.Spawn) error {
+	if !validID(s.ID) {
+		return unix.EINVAL
+	}
+	slot, err := y.table.alloc()
+	if err != nil {
+		return err
+	}
+	k := &proto.Keep{ID: s.ID, Slot: slot}
+	for _, f := range []struct {
+		set  bool
+		flag proto.KeepFlags
+	}{{s.Run, proto.KeepRun}, {s.Hold, proto.KeepGated}, {s.StdinOnce, proto.KeepStdinOnce}} {
+		if f.set {
+			k.Flags |= f.flag
+		}
+	}
+	p := y.newProcLocked(y.applyLocked(k, nil))
+	p.logged = s.Log
+	p.launch = &launch{y: y, p: p, s: s, r: r, gate: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+	if s.Hold {
+		p.launch.held = []request{*r}
+	} else {
+		p.waiters = []request{*r}
+	}
+	go p.launch.run()
+	return nil
+}
+
+// ready is the poller's call for the report socket.
+func (l *launch) ready(uint32) { token(l.wake) }
+
+func token(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// run makes the process and follows it to the end of its launch.
+func (l *launch) run() {
+	err := l.make()
+	l.r.closeFDs()
+	if err != nil {
+		l.abort(err)
+		return
+	}
+	l.follow()
+}
+
+// abort ends a launch that has made no process.
+func (l *launch) abort(err error) {
+	y := l.y
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for _, w := range append(l.p.waiters, l.held...) {
+		if e, ok := err.(*cloneError); ok { //nolint:errorlint // as make returns it
+			w.c.sendLocked(w.seq, &proto.Spawned{FailedOp: proto.FailedClone, Errno: uint32(e.errno)})
+		} else {
+			w.c.ackLocked(w.seq, at("spawn "+l.p.id, err))
+		}
+	}
+	for _, f := range l.p.forgets {
+		f.c.ackLocked(f.seq, nil)
+	}
+	y.discardLocked(l.p)
+}
+
+// cloneError is the kernel's refusal of the process itself.
+type cloneError struct{ errno syscall.Errno }
+
+func (e *cloneError) Error() string { return "clone: " + e.errno.Error() }
+
+// ends are the container's ends of its stdio, and of the report socket.
+type ends struct{ report, stdin, stdout, stderr int }
+
+func (e *ends) close() {
+	for _, fd := range []*int{&e.report, &e.stdin, &e.stdout, &e.stderr} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
+	}
+}
+
+// make makes the process, up to its gate. Whatever this keeper's end leaves behind at any point is either nothing, or known to the elder:
+//
+//	the elder is told of every descriptor it must hold before the process exists;
+//	it is told of the process before the gate opens;
+//	a child whose keeper dies in between finds its gate closed for good, and exits.
+func (l *launch) make() error {
+	y, s, r := l.y, l.s, l.r
+	first := 1
+	if s.Log {
+		first = 2
+	}
+	if len(r.fds) < first {
+		return unix.EBADF
+	}
+	passed := r.fds[first:]
+	e := ends{-1, -1, -1, -1}
+	defer e.close()
+	prog, err := mapProgram(r.fds[0], proto.FDPassed+len(passed))
+	if err != nil {
+		return err
+	}
+	defer prog.unmap()
+	if err := l.openStdio(&e); err != nil {
+		return err
+	}
+	c := prog.child
+	if err := c.fill(&e, passed, s, y.nofile); err != nil {
+		return err
+	}
+	y.mu.Lock() // the child takes no lock; others wait for a tenth of a millisecond
+	pid, failed := fork(c)
+	if failed != 0 {
+		y.mu.Unlock()
+		return &cloneError{failed}
+	}
+	y.forked()
+	st, _ := readStat(int32(pid)) // it is at its gate, or a zombie
+	y.keepLocked(l.p.rec, func(k *proto.Keep) {
+		k.PID, k.StartTime = int32(pid), st.start
+		k.Add = []proto.Held{{Kind: proto.HeldPIDFD}}
+	}, int(c.pidfd))
+	y.mu.Unlock()
+	return nil
+}
+
+// openStdio makes the report socket and the FIFOs, keeps their near ends here and at the elder, and puts the far ones in e.
+func (l *launch) openStdio(e *ends) error {
+	y, s := l.y, l.s
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return at("make report socket", err)
+	}
+	e.report = pair[1]
+	held, fds := []proto.Held{{Kind: proto.HeldReport}}, []int{pair[0]}
+	keep := func() error {
+		y.keep(l.p.rec, func(k *proto.Keep) { k.Add = held }, fds...)
+		return nil
+	}
+	if s.Log {
+		size, err := logSize(l.r.fds[1])
+		if err != nil {
+			unix.Close(pair[0])
+			return at("use log file", err)
+		}
+		l.p.slot.set(position{log: size})
+		held, fds = append(held, proto.Held{Kind: proto.HeldLog}), append(fds, l.r.take(1))
+	}
+	if !s.Stdin && !s.Stdout && !s.Stderr {
+		return keep()
+	}
+	if err := makeProcess(l.p.id); err != nil {
+		closeAll(fds)
+		return at("make directory", err)
+	}
+	for i, f := range []struct {
+		want bool
+		far  *int
+		kind proto.HeldKind
+	}{{s.Stdin, &e.stdin, proto.HeldStdin}, {s.Stdout, &e.stdout, proto.HeldStdout}, {s.Stderr, &e.stderr, proto.HeldStderr}} {
+		if !f.want {
+			continue
+		}
+		near, err := openFIFO(l.p.id+"/"+fifoNames[i], i == 0, f.far)
+		if err != nil {
+			closeAll(fds)
+			return at("make FIFO", err)
+		}
+		held, fds = append(held, proto.Held{Kind: f.kind}), append(fds, near)
+	}
+	return keep()
+}
+
+// openFIFO makes a FIFO and opens both ends. The container's end of an output is open for reading too: it never meets SIGPIPE, whatever
+// becomes of the keepers, and readers still find the end when the last container process has closed it.
+func openFIFO(name string, input bool, far *int) (near int, err error) {
+	const flags = unix.O_CLOEXEC | unix.O_NOFOLLOW
+	if err := unix.Mknodat(fdDir, name, unix.S_IFIFO|0o600, 0); err != nil {
+		return -1, err
+	}
+	read, err := unix.Openat(fdDir, name, unix.O_RDONLY|unix.O_NONBLOCK|flags, 0)
+	if err != nil {
+		return -1, err
+	}
+	if !input {
+		if *far, err = unix.Openat(fdDir, name, unix.O_RDWR|flags, 0); err != nil {
+			unix.Close(read)
+		}
+		return read, err
+	}
+	write, err := unix.Openat(fdDir, name, unix.O_WRONLY|unix.O_NONBLOCK|flags, 0)
+	if err == nil {
+		err = unix.SetNonblock(read, false)
+	}
+	if err != nil {
+		unix.Close(read)
+		return -1, err
+	}
+	*far = read
+	return write, nil
+}
+
+// openStreams starts the pumps of a process that runs.
+func (p *proc) openStreams() {
+	for i, kind := range []proto.HeldKind{proto.HeldStdout, proto.HeldStderr} {
+		if fd := p.rec.fd(kind, 0); fd >= 0 {
+			s := &p.streams[i]
+			s.fd, s.fifo = fd, fd
+			if pty := p.rec.fd(proto.HeldPTY, 0); i == 0 && pty >= 0 {
+				s.fd = pty
+				s.conduit, _ = unix.Openat(fdDir, p.id+"/"+fifoNames[1], unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+				unix.SetNonblock(pty, true) //nolint:errcheck // it is a terminal
+			}
+			if err := s.openSpool(0); err == nil {
+				s.shown = s.size
+				s.punched = int64(p.slot.at().spool[i]) &^ (punchEvery - 1)
+			}
+			p.y.log.failed("watch output of "+p.id, p.y.poll.add(s.fd, unix.EPOLLIN|oneShot, s))
+		}
+	}
+	p.logged = len(p.rec.all(proto.HeldLog)) > 0
+}

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// Sizes of the pump. A chunk is what a pipe holds, so that a full one is emptied at once.
+const (
+	chunkSize  = 64 << 10
+	outSize    = 256 << 10
+	punchEvery = 1 << 20 // spool bytes in the log are given back to the file system in pieces of this size, and when it is empty
+)
+
+// stream is one output of a process: a FIFO, or a pty's master that is copied through a FIFO.
+// All fields but fd belong to the goroutine in proc.work.
+type stream struct {
+	p     *proc
+	index int
+	// fd is what the poller watches: the FIFO's read end or the master; -1 without this stream.
+	fd      int
+	fifo    int
+	conduit int // write end of the FIFO behind a master, else -1
+	spool   int // -1 until there was output
+	size    int64
+	shown   int64 // spool offset up to which attached clients have been served
+	punched int64
+	eof     bool
+}
+
+// todo is what a process's worker has been asked for.
+type todo uint32
+
+const (
+	doStdout todo = 1 << iota
+	doStderr
+	doExit
+	doReopen
+	doForget
+	doRedo
+)
+
+// proc is a process in the younger's hands. Its worker goroutine exists only while there is something to do.
+type proc struct {
+	y       *younger
+	rec     *record // guarded by y.mu, but for ID and Slot, which never change
+	id      string
+	slot    *slot
+	streams [2]stream
+	logged  bool // it has a log file
+
+	// Guarded by y.mu.
+	launch    *launch // while under way
+	failedOp  int32
+	errno     uint32
+	announced bool      // Exited has been sent: its output is in the log and its record written
+	waiters   []request // Spawns and Releases to be answered when the launch has come to its end
+	forgets   []request
+
+	// mu guards what follows. It is taken after y.mu.
+	mu      sync.Mutex
+	todo    todo
+	busy    bool          // the worker runs
+	wake    chan struct{} // closed to wake a worker that waits before it tries again
+	reopens []reopen
+	taps    []*tap
+}
+
+// kick asks the worker for something.
+func (p *proc) kick(t todo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.todo |= t
+	if p.wake != nil {
+		close(p.wake)
+		p.wake = nil
+	}
+	if !p.busy {
+		p.busy = true
+		go p.work()
+	}
+}
+
+// ready is the poller's call: there is something to read.
+func (s *stream) ready(uint32) { s.p.kick(doStdout << s.index) }
+
+// work does what has been asked until there is nothing left. One worker at a time runs for a process, so that both streams, which
+// share one log file, are written in turn.
+func (p *proc) work() {
+	var b *buffers
+	defer func() { p.y.pool.put(b) }()
+	for {
+		p.mu.Lock()
+		t := p.todo
+		p.todo = 0
+		if t == 0 {
+			p.busy = false
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+		if b == nil {
+			b = p.y.pool.get()
+		}
+		if t&doForget != 0 {
+			p.end(b)
+			return // busy stays set: nothing starts again
+		}
+		if t&doRedo != 0 {
+			p.redo(b)
+		}
+		if t&doReopen != 0 {
+			p.switchLog()
+		}
+		again := todo(0)
+		for i := range p.streams {
+			if t&(doStdout<<i) != 0 && p.pump(&p.streams[i], b) {
+				again |= doStdout << i
+			}
+		}
+		if t&doExit != 0 {
+			p.finish(b)
+		}
+		if again != 0 {
+			p.mu.Lock()
+			p.todo |= again
+			p.mu.Unlock()
+		}
+	}
+}
+
+// pump takes one pipe's fill from a stream to the log, and says whether there may be more.
+func (p *proc) pump(s *stream, b *buffers) bool {
+	if s.fd < 0 || s.eof {
+		return false
+	}
+	n, err := p.fill(s, b)
+	switch {
+	case err == unix.EAGAIN: //nolint:errorlint // bare errno
+		p.trim(s, true)
+		p.y.poll.arm(s.fd, unix.EPOLLIN|oneShot)
+		return false
+	case err != nil:
+		p.y.log.failed("read output of "+p.id, err)
+		if !p.pause(time.Second) {
+			return false
+		}
+		return true
+	case n == 0:
+		p.close(s, b)
+		return false
+	}
+	p.drain(s, b, restWait)
+	p.trim(s, false)
+	return true
+}
+
+// close ends a stream at its end: what is left is its last line.
+func (p *proc) close(s *stream, b *buffers) {
+	s.eof = true
+	p.y.poll.del(s.fd)
+	p.drain(s, b, restFull)
+	p.trim(s, true)
+	p.mu.Lock()
+	for _, t := range p.taps {
+		if t.stream == s.index {
+			t.finish()
+		}
+	}
+	p.mu.Unlock()
+}
+
+// fill moves output from the FIFO to the spool, or reads it when there is no log. It returns 0 at the end. What it moves is in either the
+// one or the other at any instruction: the spool's size, which the kernel keeps, counts what was consumed.
+func (p *proc) fill(s *stream, b *buffers) (int, error) {
+	if s.conduit >= 0 {
+		if err := s.drawMaster(b); err != nil {
+			return 0, err
+		}
+	}
+	if !p.logged {
+		return p.discard(s, b)
+	}
+	if s.spool < 0 {
+		if err := s.openSpool(unix.O_CREAT); err != nil {
+			return 0, err
+		}
+	}
+	for {
+		off := s.size
+		n, err := unix.Splice(s.fifo, nil, s.spool, &off, chunkSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if err == unix.EINTR { //nolint:errorlint // bare errno
+			continue
+		}
+		s.size = off
+		return int(n), err
+	}
+}
+
+// discard reads output that only attached clients see.
+func (p *proc) discard(s *stream, b *buffers) (n int, err error) {
+	err = retry(func() error { n, err = unix.Read(s.fifo, b.in[:]); return err })
+	if err != nil {
+		return 0, err
+	}
+	p.show(s, b.in[:n])
+	return n, nil
+}
+
+// openSpool opens the stream's spool; flags is O_CREAT or 0.
+func (s *stream) openSpool(flags int) error {
+	fd, err := unix.Openat(fdDir, s.p.id+"/"+spoolNames[s.index], unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW|flags, 0o600)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	s.spool, s.size = fd, st.Size
+	return nil
+}
+
+// drain writes what the spool has to the log, as far as it makes lines.
+func (p *proc) drain(s *stream, b *buffers, r rest) {
+	if s.spool < 0 {
+		return
+	}
+	for {
+		pos := p.slot.at()
+		have := s.size - int64(pos.spool[s.index])
+		n := int(min(have, chunkSize))
+		if n <= 0 || !p.load(s, b, int64(pos.spool[s.index]), n) {
+			return
+		}
+		p.showNew(s, b.in[:n], int64(pos.spool[s.index]))
+		use := whole(b.in[:n])
+		how := restWait
+		if use == 0 && r != restWait && int64(n) == have {
+			use, how = n, r
+		}
+		if use == 0 || !p.commit(s, b, use, how) {
+			return
+		}
+	}
+}
+
+// load reads n bytes of the spool to the buffer.
+func (p *proc) load(s *stream, b *buffers, off int64, n int) bool {
+	for done := 0; done < n; {
+		m, err := unix.Pread(s.spool, b.in[done:n], off+int64(done))
+		if err == unix.EINTR { //nolint:errorlint // bare errno
+			continue
+		}
+		if err != nil || m == 0 {
+			p.y.log.failed("read spool of "+p.id, err)
+			return false
+		}
+		done += m
+	}
+	return true
+}
+
+// commit writes the first use bytes of the buffer to the log: first the intent with its time, then the lines, then the new position.
+// It returns false when the process was forgotten meanwhile.
+func (p *proc) commit(s *stream, b *buffers, use int, how rest) bool {
+	for {
+		pos := p.slot.at()
+		pos.end, pos.time, pos.mode = pos.spool[s.index]+uint64(use), time.Now().UnixNano(), intent(s.index, how)
+		p.slot.set(pos)
+		switch p.write(b.in[:use], b) {
+		case wrote:
+			return true
+		case forgotten:
+			return false
+		case reopened: // the intent was taken back; the same text goes to the new file
+		}
+	}
+}
+
+// redo completes the write that a killed keeper had begun, the same bytes to the same place, and goes on with what else it had put in
+// the spools.
+func (p *proc) redo(b *buffers) {
+	if pos := p.slot.at(); pos.mode != 0 {
+		i, _ := intentOf(pos.mode)
+		s, off := &p.streams[i], int64(pos.spool[i])
+		if n := int(int64(pos.end) - off); s.spool >= 0 && n > 0 && n <= chunkSize && p.load(s, b, off, n) {
+			p.write(b.in[:n], b)
+		}
+	}
+	for i := range p.streams {
+		p.drain(&p.streams[i], b, restWait)
+	}
+}
+
+// trim gives the spool's pages back to the file system: all of them when the stream is idle.
+func (p *proc) trim(s *stream, idle bool) {
+	if s.spool < 0 {
+		return
+	}
+	done := int64(p.slot.at().spool[s.index])
+	if done-s.punched < punchEvery && (!idle || done == s.punched) {
+		return
+	}
+	const page = 4096
+	end := done &^ (page - 1)
+	if done == s.size {
+		end = (done + page - 1) &^ (page - 1)
+	}
+	if start := s.punched &^ (page - 1); end > start {
+		unix.Fallocate(s.spool, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, end-start) //nolint:errcheck // costs memory, no more
+	}
+	s.punched = done
+}
+
+// exitDrain bounds how long the end of a process waits for its output to be written.
+const exitDrain = time.Second
+
+// finish takes what was in the pipes when the process ended to the log, and then says that it has ended. A grandchild that keeps the
+// output open can't hold this up: no more is read than there was. The pump goes on afterwards.
+func (p *proc) finish(b *buffers) {
+	for i := range p.streams {
+		s := &p.streams[i]
+		if s.fd < 0 || s.eof {
+			continue
+		}
+		left, err := unix.IoctlGetInt(s.fifo, unix.TIOCINQ)
+		if err != nil || s.conduit >= 0 {
+			left = chunkSize // a pty holds less
+		}
+		for more := true; more; {
+			n, err := p.fill(s, b)
+			if err == nil && n == 0 {
+				p.close(s, b)
+				break
+			}
+			// When all that was there is in the spool, one more look finds the end of the stream where it has ended.
+			more = err == nil && left > 0
+			left -= n
+			p.drain(s, b, restWait)
+		}
+		if !s.eof {
+			p.drain(s, b, restPart)
+			p.y.poll.arm(s.fd, unix.EPOLLIN|oneShot)
+		}
+	}
+	p.announce()
+}
+
+// announce writes the exit record and tells everyone, once.
+func (p *proc) announce() {
+	p.y.mu.Lock()
+	done := p.announced
+	p.y.mu.Unlock()
+	if done {
+		return
+	}
+	p.y.log.failed("write exit record of "+p.id, writeExit(p.id, p.slot.exitStatus, p.slot.exitTime))
+	p.y.mu.Lock()
+	p.announced = true
+	p.y.broadcastLocked(&proto.Exited{ID: p.id, Status: p.slot.exitStatus, Time: p.slot.exitTime})
+	p.y.mu.Unlock()
+}
+
+// end is the last thing a worker does: what output is left goes to the log, and everything is closed and removed.
+func (p *proc) end(b *buffers) {
+	for i := range p.streams {
+		s := &p.streams[i]
+		if s.fd < 0 {
+			continue
+		}
+		if !s.eof {
+			p.y.poll.del(s.fd)
+			p.fill(s, b) //nolint:errcheck // whatever is left
+			p.drain(s, b, restFull)
+		}
+		for _, fd := range []int{s.spool, s.conduit} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+		}
+	}
+	y := p.y
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	p.mu.Lock()
+	for len(p.taps) > 0 {
+		p.taps[0].remove()
+	}
+	for _, r := range p.reopens {
+		unix.Close(r.fd)
+		r.c.ackLocked(r.seq, at("reopen log of "+p.id, unix.ENOENT))
+	}
+	p.reopens = nil
+	p.mu.Unlock()
+	y.discardLocked(p)
+	for _, f := range p.forgets {
+		f.c.ackLocked(f.seq, nil)
+	}
+}

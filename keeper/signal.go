@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// sigaction is the kernel's struct; the fields after handler stay zero for SIG_DFL and SIG_IGN.
+type sigaction struct {
+	handler  uintptr
+	flags    uint64
+	restorer uintptr
+	mask     uint64
+}
+
+const (
+	sigDefault = 0
+	sigIgnore  = 1
+)
+
+// setSignal changes what a signal does behind the back of the Go runtime, for the whole process. os/signal would bring
+// package os with it (see proto) and a goroutine that is never needed.
+func setSignal(sig syscall.Signal, handler uintptr) {
+	act := sigaction{handler: handler}
+	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+}
+
+// terminable says whether signals that ask a process to end may end this one: only while it keeps nothing. Being killed by one is then
+// as good as an orderly exit, since there is nothing to put in order.
+func terminable(yes bool) {
+	handler := uintptr(sigIgnore)
+	if yes {
+		handler = sigDefault
+	}
+	for _, s := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT} {
+		setSignal(s, handler)
+	}
+}
+
+// settle makes a new image safe to hold descriptors: nobody may read its memory, and little may kill it.
+func settle() {
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) //nolint:errcheck // can't fail with these arguments
+	name := []byte("shim-keeper\x00")
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) //nolint:errcheck // cosmetic
+	setSignal(unix.SIGPIPE, sigIgnore)
+	if fd, err := unix.Open("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		unix.Write(fd, []byte("-999")) //nolint:errcheck // not allowed everywhere
+		unix.Close(fd)
+	}
+}
+
+// nofileEnv carries the limits the first image started with, which children get back.
+const nofileEnv = "SHIM_KEEPER_NOFILE="
+
+// raiseFiles lets the keeper open as many files as the kernel allows and returns the limits from before: those in the
+// environment if an earlier image has raised them already.
+func raiseFiles() unix.Rlimit {
+	var old unix.Rlimit
+	unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &old) //nolint:errcheck // can't fail with these arguments
+	if v, ok := syscall.Getenv(strings.TrimSuffix(nofileEnv, "=")); ok {
+		soft, hard, _ := strings.Cut(v, ":")
+		s, err1 := strconv.ParseUint(soft, 10, 64)
+		h, err2 := strconv.ParseUint(hard, 10, 64)
+		if err1 == nil && err2 == nil {
+			return unix.Rlimit{Cur: s, Max: h}
+		}
+	}
+	const enough = 1 << 20
+	if unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: enough, Max: max(enough, old.Max)}, nil) != nil {
+		unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: old.Max, Max: old.Max}, nil) //nolint:errcheck // raising soft to hard is always allowed
+	}
+	return old
+}
+
+// environ is the environment of a next image: a small heap for a small program.
+func environ(nofile unix.Rlimit) []string {
+	return []string{
+		"GOGC=25", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1",
+		nofileEnv + strconv.FormatUint(nofile.Cur, 10) + ":" + strconv.FormatUint(nofile.Max, 10),
+	}
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// slot is what must survive kill -9 at any instruction about one process: how far its log has been written and how it
+// ended. It lives in memory shared by all images of the pair. A reader after a crash sees every store that was made
+// before it, so the order of stores is the whole protocol.
+//
+// The position in force is half[seq&1]. A change writes the other half, then seq+1.
+type slot struct {
+	seq  atomic.Uint64
+	half [2]position
+	// exitTime and exitStatus are valid when exited is 1.
+	exitTime   int64
+	exitStatus uint32
+	exited     atomic.Uint32
+	_          [8]byte
+}
+
+const (
+	slotSize  = 128
+	numSlots  = 65536
+	tableSize = slotSize * numSlots
+)
+
+// position is how far a process's log has been written. See the package comment for the rules.
+type position struct {
+	log   uint64    // bytes of the log file that are final
+	spool [2]uint64 // bytes of each spool that are in the log
+	end   uint64    // with mode: the spool offset up to which a write is under way
+	time  int64     // with mode: the time on its lines
+	gen   uint32    // which log file
+	mode  uint32    // 0, or what is being written: see intent
+}
+
+// intent packs what a write under way is about.
+func intent(stream int, r rest) uint32          { return 1 | uint32(stream)<<1 | uint32(r)<<2 }
+func intentOf(mode uint32) (stream int, r rest) { return int(mode >> 1 & 1), rest(mode >> 2) }
+
+// at is the position in force.
+func (s *slot) at() position { return s.half[s.seq.Load()&1] }
+
+// set puts a position in force, atomically.
+func (s *slot) set(p position) {
+	n := s.seq.Load() + 1
+	s.half[n&1] = p
+	s.seq.Store(n)
+}
+
+// exit stores how the process ended, once.
+func (s *slot) exit(status uint32) {
+	if s.exited.Load() != 0 {
+		return
+	}
+	s.exitTime, s.exitStatus = time.Now().UnixNano(), status
+	s.exited.Store(1)
+}
+
+// table is the shared array of slots: 8 MiB of address space, of which only pages with slots in use take memory.
+type table struct {
+	slots *[numSlots]slot
+	used  [numSlots / 64]uint64
+}
+
+// openTable maps the state of all images of the pair.
+func openTable(fd int) (*table, error) {
+	if unsafe.Sizeof(slot{}) != slotSize {
+		panic("keeper: slot has another size")
+	}
+	b, err := unix.Mmap(fd, 0, tableSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, at("map state", err)
+	}
+	return &table{slots: (*[numSlots]slot)(unsafe.Pointer(&b[0]))}, nil
+}
+
+func (t *table) slot(i uint32) *slot { return &t.slots[i%numSlots] }
+
+// claim marks a slot as used by a process that exists already.
+func (t *table) claim(i uint32) { t.used[i%numSlots/64] |= 1 << (i % 64) }
+
+// alloc finds a free slot, the lowest for dense pages, and clears it.
+func (t *table) alloc() (uint32, error) {
+	for w := range t.used {
+		if t.used[w] == ^uint64(0) {
+			continue
+		}
+		for b := range uint32(64) {
+			if t.used[w]&(1<<b) == 0 {
+				i := uint32(w)*64 + b
+				t.claim(i)
+				t.slots[i] = slot{}
+				return i, nil
+			}
+		}
+	}
+	return 0, unix.ENOSPC
+}
+
+// free gives a slot back, when the elder has been told.
+func (t *table) free(i uint32) { t.used[i%numSlots/64] &^= 1 << (i % 64) }
