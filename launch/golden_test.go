@@ -141,7 +141,7 @@ func TestGoldenContainer(t *testing.T) {
 
 func TestGoldenOthers(t *testing.T) {
 	d := minimal()
-	exec := launch.ExecDescription{Process: d.Process, Cgroup: d.Cgroup, PIDFD: 0}
+	exec := launch.ExecDescription{Process: d.Process, Cgroup: d.Cgroup, PIDFD: 0, Stdio: [3]launch.FD{launch.NoFD, 7, 8}}
 	execTTY := exec
 	execTTY.TTY, execTTY.NoNewPrivileges, execTTY.UID, execTTY.HostPID = true, true, 1000, true
 	for name, make := range map[string]func() (*launch.Plan, error){

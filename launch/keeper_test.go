@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -204,6 +205,15 @@ func keep(o order) {
 	must("umount", unix.Unmount(".", unix.MNT_DETACH))
 	must("chdir", unix.Chdir("/"))
 	must("dumpable", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+	// What a container must not inherit.
+	_, err := unix.KeyctlJoinSessionKeyring("keeper-test")
+	must("keyring", err)
+	signal.Ignore(unix.SIGHUP, unix.SIGTERM)
+	var cpu unix.CPUSet
+	cpu.Set(0)
+	must("affinity", unix.SchedSetaffinity(0, &cpu))
+	must("nice", unix.Setpriority(unix.PRIO_PROCESS, 0, 5))
 
 	var st unix.Stat_t
 	must("stat", unix.Fstat(4, &st))

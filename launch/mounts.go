@@ -142,7 +142,7 @@ func (p *prog) mountOne(root arg, m *point) {
 	if !m.file {
 		flags |= unix.O_DIRECTORY
 	}
-	t := p.in(nil, root, m.target, flags)
+	t := p.target(root, m, flags)
 	if m.make == nil {
 		p.attach(nil, p.fd(m.fd), t.arg())
 		p.close(t)
@@ -155,6 +155,14 @@ func (p *prog) mountOne(root arg, m *point) {
 		m.finish(p, detached)
 	}
 	p.close(detached)
+}
+
+// target opens a mount point. A link must not be able to say where proc and sysfs are: paths in them are masked by their usual names.
+func (p *prog) target(root arg, m *point, flags int) reg {
+	if m.std && (m.target == "/proc" || m.target == "/sys") {
+		return p.at(nil, root, m.target[1:], flags|unix.O_NOFOLLOW)
+	}
+	return p.in(nil, root, m.target, flags)
 }
 
 // makePath makes the components of a path from number from on, each in the directory that those before it lead to.
