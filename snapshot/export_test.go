@@ -3,4 +3,4 @@
 package snapshot
 
 // ForceWorker makes the store act as on a kernel without lowerdir+.
-func (s *Store) ForceWorker() { s.probe.lowerPlus.Store(no) }
+func (s *Store) ForceWorker() { s.mounter.probe.lowerPlus.Store(no) }

@@ -18,7 +18,7 @@ import (
 // Mount gives the root directory of a new detached overlay of the snapshot; the caller closes it. One descriptor is one launch
 // attempt: before the next Mount of the same snapshot, close the last one and see its processes end. ReadOnly mounts are exempt.
 func (s *Store) Mount(ctx context.Context, id string, m Mount) (*os.File, error) {
-	layers, err := s.layersOf(id)
+	layers, err := s.index.layersOf(id)
 	if err != nil {
 		return nil, fmt.Errorf("mount snapshot: %w", err)
 	}
@@ -27,10 +27,10 @@ func (s *Store) Mount(ctx context.Context, id string, m Mount) (*os.File, error)
 		return nil, fmt.Errorf("mount snapshot: %w", err)
 	}
 	defer unlock()
-	o := overlay{userNS: m.UserNS, lowers: s.lowers(layers)}
+	o := overlay{userNS: m.UserNS, lowers: s.disk.lowers(layers)}
 	if !m.ReadOnly {
-		o.upper, o.work = s.UpperDir(id), s.workDir(id)
-		if err := s.renew(o.work); err != nil {
+		o.upper, o.work = s.disk.upper(id), s.disk.work(id)
+		if err := s.disk.renew(o.work); err != nil {
 			return nil, fmt.Errorf("mount snapshot %s: %w", id, err)
 		}
 		if m.UserNS != nil {
@@ -39,7 +39,7 @@ func (s *Store) Mount(ctx context.Context, id string, m Mount) (*os.File, error)
 			}
 		}
 	}
-	f, err := s.mountOverlay(o)
+	f, err := s.mounter.mount(o)
 	if err != nil {
 		return nil, fmt.Errorf("mount snapshot %s: %w", id, err)
 	}
@@ -57,35 +57,11 @@ func (s *Store) View(ctx context.Context, layers []Key) (*os.File, error) {
 	if len(layers) > MaxLayers {
 		return nil, errs.Newf(errs.Invalid, "mount layers: %d of them; Linux stacks at most %d", len(layers), MaxLayers)
 	}
-	f, err := s.mountOverlay(overlay{lowers: s.lowers(layers)})
+	f, err := s.mounter.mount(overlay{lowers: s.disk.lowers(layers)})
 	if err != nil {
 		return nil, fmt.Errorf("mount layers: %w", err)
 	}
 	return f, ctx.Err()
-}
-
-// lowers gives the layers' directories as overlayfs wants them, top first.
-func (s *Store) lowers(layers []Key) []string {
-	out := make([]string, 0, len(layers)+1)
-	for i := len(layers) - 1; i >= 0; i-- {
-		out = append(out, s.layerFS(layers[i]))
-	}
-	return out
-}
-
-// renew makes the work directory anew: an overlay mounted volatile leaves a mark in it that forbids the next mount, which matters
-// after a power cut and not within one boot. The writable directory of another boot belongs to no container that may start.
-func (s *Store) renew(work string) error {
-	err := os.Remove(work) // empty before the first mount
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		err = s.discard(work)
-	} else {
-		err = nil
-	}
-	if err != nil {
-		return err
-	}
-	return os.Mkdir(work, 0o700)
 }
 
 // overlay is what one overlay is made of. An empty upper means read-only.
@@ -93,6 +69,12 @@ type overlay struct {
 	lowers      []string // top first
 	upper, work string
 	userNS      *os.File
+}
+
+// mounter makes overlays by what the kernel offers. Safe for concurrent use.
+type mounter struct {
+	disk  *disk
+	probe probe
 }
 
 // probe remembers what the kernel can do. Only conclusive answers are kept. The zero value is ready.
@@ -108,38 +90,38 @@ const (
 	no
 )
 
-// mountOverlay takes the quick way where the kernel has it.
-func (s *Store) mountOverlay(o overlay) (*os.File, error) {
-	if err := s.fillUp(&o); err != nil {
+// mount takes the quick way where the kernel has it.
+func (m *mounter) mount(o overlay) (*os.File, error) {
+	if err := m.fillUp(&o); err != nil {
 		return nil, err
 	}
-	plus, err := s.probe.hasLowerPlus()
+	plus, err := m.probe.hasLowerPlus()
 	if err != nil {
 		return nil, err
 	}
-	if plus && (o.userNS == nil || s.probe.mappedPlus.Load() != no) {
-		f, err := s.mountDetached(o)
-		if err == nil || o.userNS == nil || s.probe.mappedPlus.Load() == yes {
+	if plus && (o.userNS == nil || m.probe.mappedPlus.Load() != no) {
+		f, err := m.detached(o)
+		if err == nil || o.userNS == nil || m.probe.mappedPlus.Load() == yes {
 			return f, err
 		}
-		s.probe.mappedPlus.Store(no)
+		m.probe.mappedPlus.Store(no)
 		if o.upper != "" { // the attempt may have left its mark
-			if err := s.renew(o.work); err != nil {
+			if err := m.disk.renew(o.work); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return s.mountInWorker(o)
+	return m.inWorker(o)
 }
 
 // fillUp adds empty layers: overlayfs refuses an overlay without any, and a read-only one of a single directory.
-func (s *Store) fillUp(o *overlay) error {
+func (m *mounter) fillUp(o *overlay) error {
 	need := 1
 	if o.upper == "" {
 		need = 2
 	}
 	for i := 0; len(o.lowers) < need; i++ {
-		dir := fmt.Sprintf("%s/empty%d", s.dir, i)
+		dir := fmt.Sprintf("%s/empty%d", m.disk.dir, i)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
@@ -166,8 +148,8 @@ func (p *probe) hasLowerPlus() (bool, error) {
 	return true, nil
 }
 
-// mountDetached makes the overlay through fsopen(2), without a mount table of any kind.
-func (s *Store) mountDetached(o overlay) (*os.File, error) {
+// detached makes the overlay through fsopen(2), without a mount table of any kind.
+func (m *mounter) detached(o overlay) (*os.File, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("fsopen overlay", err)
@@ -184,7 +166,7 @@ func (s *Store) mountDetached(o overlay) (*os.File, error) {
 				return nil, fsError(fd, "set "+p[0], err)
 			}
 		}
-		s.setVolatile(fd)
+		m.setVolatile(fd)
 	}
 	if err := unix.FsconfigSetString(fd, "source", "overlay"); err != nil {
 		return nil, fsError(fd, "set source", err)
@@ -195,26 +177,26 @@ func (s *Store) mountDetached(o overlay) (*os.File, error) {
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return nil, fsError(fd, "create overlay", err)
 	}
-	m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
+	made, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fsmount overlay", err)
 	}
 	if o.userNS != nil {
-		s.probe.mappedPlus.Store(yes)
+		m.probe.mappedPlus.Store(yes)
 	}
-	return os.NewFile(uintptr(m), "overlay"), nil
+	return os.NewFile(uintptr(made), "overlay"), nil
 }
 
 // setVolatile asks for no syncing: after a power cut no container continues on its writable layer.
-func (s *Store) setVolatile(fs int) {
-	if s.probe.volatile.Load() == no {
+func (m *mounter) setVolatile(fs int) {
+	if m.probe.volatile.Load() == no {
 		return
 	}
 	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
-		s.probe.volatile.Store(no)
+		m.probe.volatile.Store(no)
 		return
 	}
-	s.probe.volatile.Store(yes)
+	m.probe.volatile.Store(yes)
 }
 
 // maxValue is the longest string fsconfig(2) takes, its zero included.

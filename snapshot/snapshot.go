@@ -16,7 +16,7 @@
 //	drafts/<n>/{fs/}                    layers being filled; gone at the next Open
 //	trash/<n>                           on its way out
 //
-// Lock order: a snapshot's or layer's key (keys), then mu. No I/O happens under mu.
+// Lock order: a snapshot's or layer's key (Store.keys), then index.mu. No I/O happens under index.mu.
 package snapshot
 
 import (

@@ -7,15 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -25,25 +20,17 @@ import (
 
 // Store is the Snapshotter in one directory. Safe for concurrent use; one process at a time may have a directory open.
 type Store struct {
-	dir    string
-	log    *slog.Logger
-	keys   keylock.Locks
-	syncer syncer
-	trash  trash
-	probe  probe
-	usage  meter
-	// layersDir and draftsDir stay open: the first is fsynced after each commit, both are on the file system that syncer syncs.
+	log     *slog.Logger
+	disk    disk
+	index   *index
+	keys    keylock.Locks
+	syncer  syncer
+	mounter mounter
+	usage   meter
+	// layersDir is fsynced after each commit. It is on the file system that syncer syncs.
 	layersDir *os.File
 	lock      *os.File
-	serial    atomic.Uint64
 	closing   sync.Once
-
-	// mu guards what follows. refs[k] is the number of snapshots that have layer k; holds[k] that of holds on it.
-	mu     sync.Mutex
-	layers map[Key]Layer
-	snaps  map[string][]Key
-	refs   map[Key]int
-	holds  map[Key]int
 }
 
 const (
@@ -53,10 +40,8 @@ const (
 
 // Open opens the store in dir, making it if it is missing, and throws away what a crash left half done.
 func Open(dir string, log *slog.Logger) (_ *Store, err error) {
-	s := &Store{
-		dir: dir, log: log,
-		layers: map[Key]Layer{}, snaps: map[string][]Key{}, refs: map[Key]int{}, holds: map[Key]int{},
-	}
+	s := &Store{log: log, index: newIndex()}
+	s.disk.dir, s.mounter.disk = dir, &s.disk
 	for _, d := range []string{"", "layers", "snapshots", "drafts", "trash"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("open snapshot store: %w", err)
@@ -74,13 +59,13 @@ func Open(dir string, log *slog.Logger) (_ *Store, err error) {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
 	s.syncer.dir = s.layersDir
-	if s.trash.dir, err = os.Open(filepath.Join(dir, "trash")); err != nil {
+	if s.disk.trash.dir, err = os.Open(filepath.Join(dir, "trash")); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
 	if err := errors.Join(s.loadLayers(), s.loadSnapshots(), s.dropDrafts()); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	s.trash.start(log)
+	s.disk.trash.start(log)
 	return s, nil
 }
 
@@ -100,7 +85,7 @@ func lockDir(dir string) (*os.File, error) {
 // Close does nothing.
 func (s *Store) Close() (err error) {
 	s.closing.Do(func() {
-		s.trash.stop()
+		s.disk.trash.stop()
 		s.usage.stop()
 		err = s.closeFiles()
 	})
@@ -109,7 +94,7 @@ func (s *Store) Close() (err error) {
 
 func (s *Store) closeFiles() error {
 	var all []error
-	for _, f := range []*os.File{s.layersDir, s.trash.dir, s.lock} {
+	for _, f := range []*os.File{s.layersDir, s.disk.trash.dir, s.lock} {
 		if f != nil {
 			all = append(all, f.Close())
 		}
@@ -118,39 +103,27 @@ func (s *Store) closeFiles() error {
 }
 
 // Drain waits until everything that was removed so far is gone from the disk too.
-func (s *Store) Drain(ctx context.Context) error { return s.trash.drain(ctx) }
+func (s *Store) Drain(ctx context.Context) error { return s.disk.trash.drain(ctx) }
 
 // Dir is the store's directory: it names the file system that layers and writable layers are on.
-func (s *Store) Dir() string { return s.dir }
-
-func (s *Store) layerDir(k Key) string        { return filepath.Join(s.dir, "layers", string(k)) }
-func (s *Store) layerFS(k Key) string         { return filepath.Join(s.dir, "layers", string(k), "fs") }
-func (s *Store) snapshotDir(id string) string { return filepath.Join(s.dir, "snapshots", id) }
-func (s *Store) workDir(id string) string     { return filepath.Join(s.dir, "snapshots", id, "work") }
-func (s *Store) trashPath() string            { return filepath.Join(s.dir, "trash", s.unique()) }
-func (s *Store) draftPath() string            { return filepath.Join(s.dir, "drafts", s.unique()) }
-func (s *Store) discard(path string) error    { return s.discardTo(path, s.trashPath()) }
-func (s *Store) unique() string               { return uniqueName(&s.serial) }
-func uniqueName(serial *atomic.Uint64) string {
-	return strconv.Itoa(os.Getpid()) + "." + strconv.FormatUint(serial.Add(1), 10)
-}
+func (s *Store) Dir() string { return s.disk.dir }
 
 // UpperDir is the host path of the snapshot's writable directory.
-func (s *Store) UpperDir(id string) string { return filepath.Join(s.dir, "snapshots", id, "upper") }
+func (s *Store) UpperDir(id string) string { return s.disk.upper(id) }
 
 func (s *Store) loadLayers() error {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "layers"))
+	entries, err := os.ReadDir(s.disk.path("layers"))
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		l, err := readLayer(s.layerDir(Key(e.Name())))
+		l, err := readLayer(s.disk.layer(Key(e.Name())))
 		if err == nil && l.Key == Key(e.Name()) && l.Key.valid() {
-			s.layers[l.Key] = l
+			s.index.layers[l.Key] = l
 			continue
 		}
 		s.log.Warn("Dropping a damaged image layer.", "layer", e.Name(), "err", err)
-		if err := s.discard(s.layerDir(Key(e.Name()))); err != nil {
+		if err := s.disk.discard(s.disk.layer(Key(e.Name()))); err != nil {
 			return err
 		}
 	}
@@ -178,105 +151,58 @@ type record struct {
 }
 
 func (s *Store) loadSnapshots() error {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "snapshots"))
+	entries, err := os.ReadDir(s.disk.path("snapshots"))
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		var r record
-		b, err := os.ReadFile(filepath.Join(s.snapshotDir(e.Name()), snapshotFile))
+		b, err := os.ReadFile(filepath.Join(s.disk.snapshot(e.Name()), snapshotFile))
 		if err == nil {
 			err = json.Unmarshal(b, &r)
 		}
 		if err != nil { // Create was cut off: nobody has been told of it
 			s.log.Warn("Dropping an unfinished snapshot.", "snapshot", e.Name(), "err", err)
-			if err := s.discard(s.snapshotDir(e.Name())); err != nil {
+			if err := s.disk.discard(s.disk.snapshot(e.Name())); err != nil {
 				return err
 			}
 			continue
 		}
-		s.addLocked(e.Name(), r.Layers)
+		s.index.addLocked(e.Name(), r.Layers)
 	}
 	return nil
 }
 
 func (s *Store) dropDrafts() error {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "drafts"))
+	entries, err := os.ReadDir(s.disk.path("drafts"))
 	if err != nil {
 		return err
 	}
 	var all []error
 	for _, e := range entries {
-		all = append(all, s.discard(filepath.Join(s.dir, "drafts", e.Name())))
+		all = append(all, s.disk.discard(s.disk.path("drafts", e.Name())))
 	}
 	return errors.Join(all...)
 }
 
-// discardTo moves path out of sight in one step. A missing path is fine. Its removal follows.
-func (s *Store) discardTo(path, trash string) error {
-	if err := os.Rename(path, trash); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	s.trash.put(filepath.Base(trash))
-	return nil
-}
-
-// addLocked enters a snapshot into the index. It needs mu, or the store to itself.
-func (s *Store) addLocked(id string, layers []Key) {
-	s.snaps[id] = layers
-	for _, k := range layers {
-		s.refs[k]++
-	}
-}
-
-// dropLocked is the inverse of addLocked.
-func (s *Store) dropLocked(id string) {
-	for _, k := range s.snaps[id] {
-		if s.refs[k]--; s.refs[k] == 0 {
-			delete(s.refs, k)
-		}
-	}
-	delete(s.snaps, id)
-}
-
 // Snapshots lists the snapshots' ids, sorted.
-func (s *Store) Snapshots() ([]string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.snaps)), nil
-}
+func (s *Store) Snapshots() ([]string, error) { return s.index.snapshots(), nil }
 
 // Has says that the layer is there and complete.
 func (s *Store) Has(key Key) bool {
-	_, ok := s.Layer(key)
+	_, ok := s.index.layer(key)
 	return ok
 }
 
 // Layer describes a complete layer.
-func (s *Store) Layer(key Key) (Layer, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l, ok := s.layers[key]
-	return l, ok
-}
+func (s *Store) Layer(key Key) (Layer, bool) { return s.index.layer(key) }
 
 // Layers lists the complete layers, sorted by key.
-func (s *Store) Layers() []Layer {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]Layer, 0, len(s.layers))
-	for _, k := range slices.Sorted(maps.Keys(s.layers)) {
-		out = append(out, s.layers[k])
-	}
-	return out
-}
+func (s *Store) Layers() []Layer { return s.index.allLayers() }
 
 // LayerUsage is the disk space and number of files of a layer, as measured when it was committed.
 func (s *Store) LayerUsage(key Key) (bytes, inodes uint64, err error) {
-	l, ok := s.Layer(key)
+	l, ok := s.index.layer(key)
 	if !ok {
 		return 0, 0, errs.Newf(errs.NotFound, "find layer %s", key)
 	}

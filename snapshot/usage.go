@@ -27,21 +27,17 @@ const (
 // new one when that is old; it waits for one only briefly, so a huge layer may read as zero the first time. Nothing is measured
 // when nobody asks.
 func (s *Store) Usage(id string) (bytes, inodes uint64, err error) {
-	if _, err := s.layersOf(id); err != nil {
+	if _, err := s.index.layersOf(id); err != nil {
 		return 0, 0, err
 	}
-	u := s.usage.get(id, s.UpperDir(id))
+	u := s.usage.get(id, s.disk.upper(id))
 	return u.bytes, u.inodes, nil
 }
 
 // UsageAll sums the writable layers, as last measured.
 func (s *Store) UsageAll() (bytes, inodes uint64) {
-	ids, err := s.Snapshots()
-	if err != nil {
-		return 0, 0
-	}
-	for _, id := range ids {
-		u := s.usage.peek(id, s.UpperDir(id))
+	for _, id := range s.index.snapshots() {
+		u := s.usage.peek(id, s.disk.upper(id))
 		bytes += u.bytes
 		inodes += u.inodes
 	}
@@ -50,10 +46,10 @@ func (s *Store) UsageAll() (bytes, inodes uint64) {
 
 // Measure walks the snapshot's writable layer now, however long it takes.
 func (s *Store) Measure(ctx context.Context, id string) (bytes, inodes uint64, err error) {
-	if _, err := s.layersOf(id); err != nil {
+	if _, err := s.index.layersOf(id); err != nil {
 		return 0, 0, err
 	}
-	return MeasureDir(ctx, s.UpperDir(id))
+	return MeasureDir(ctx, s.disk.upper(id))
 }
 
 // MeasureDir is the disk space and number of files below a directory; a file with several names counts once.

@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountInWorker makes the overlay by mount(2), for kernels whose fsconfig(2) can't take many layers (before 6.7), or none that
+// inWorker makes the overlay by mount(2), for kernels whose fsconfig(2) can't take many layers (before 6.7), or none that
 // are id-mapped. mount(2) takes one page of options, so the layers need short names, and it attaches what it makes: both happen
 // in a mount namespace that only this thread has. What is returned is a detached clone, so nothing of it remains but that.
-func (s *Store) mountInWorker(o overlay) (*os.File, error) {
+func (m *mounter) inWorker(o overlay) (*os.File, error) {
 	type result struct {
 		f   *os.File
 		err error
 	}
 	ch := make(chan result, 1)
 	go onThrowAwayThread(func() {
-		f, err := s.mountPrivately(o)
+		f, err := m.privately(o)
 		ch <- result{f, err}
 	})
 	r := <-ch
@@ -46,8 +46,8 @@ func onThrowAwayThread(fn func()) {
 	runtime.UnlockOSThread()
 }
 
-// mountPrivately must run on a thread that ends afterwards.
-func (s *Store) mountPrivately(o overlay) (*os.File, error) {
+// privately must run on a thread that ends afterwards.
+func (m *mounter) privately(o overlay) (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return nil, os.NewSyscallError("unshare mount namespace", err)
 	}
@@ -55,7 +55,7 @@ func (s *Store) mountPrivately(o overlay) (*os.File, error) {
 		return nil, os.NewSyscallError("make mounts private", err)
 	}
 	// Everything below is relative to a scratch tmpfs laid over the trash directory of this namespace only.
-	scratch := s.trash.dir.Name()
+	scratch := m.disk.trash.dir.Name()
 	if err := unix.Mount("scratch", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4m,mode=700"); err != nil {
 		return nil, os.NewSyscallError("mount scratch", err)
 	}
@@ -70,7 +70,7 @@ func (s *Store) mountPrivately(o overlay) (*os.File, error) {
 	if err := unix.Mkdir("m", 0o700); err != nil {
 		return nil, os.NewSyscallError("mkdir in scratch", err)
 	}
-	if err := s.legacyMount(o, names); err != nil {
+	if err := m.legacy(o, names); err != nil {
 		return nil, err
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, "m", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -118,22 +118,22 @@ func shortNames(o overlay, scratch string) ([]string, error) {
 	return names, nil
 }
 
-// legacyMount mounts the overlay on "m" in the working directory.
-func (s *Store) legacyMount(o overlay, names []string) error {
+// legacy mounts the overlay on "m" in the working directory.
+func (m *mounter) legacy(o overlay, names []string) error {
 	options := "index=off,lowerdir=" + strings.Join(names, ":")
 	if o.upper == "" {
 		return mountError(len(names), unix.Mount("overlay", "m", "overlay", 0, options))
 	}
 	options += ",upperdir=u,workdir=w"
-	if s.probe.volatile.Load() != no {
+	if m.probe.volatile.Load() != no {
 		if unix.Mount("overlay", "m", "overlay", 0, "volatile,"+options) == nil {
-			s.probe.volatile.Store(yes)
+			m.probe.volatile.Store(yes)
 			return nil
 		}
 	}
 	err := unix.Mount("overlay", "m", "overlay", 0, options)
 	if err == nil {
-		s.probe.volatile.Store(no) // it was volatile that the kernel refused
+		m.probe.volatile.Store(no) // it was volatile that the kernel refused
 	}
 	return mountError(len(names), err)
 }

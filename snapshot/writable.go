@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -38,25 +37,25 @@ func (s *Store) Create(ctx context.Context, id string, layers []Key) (err error)
 	defer unlock()
 	var u undo.Stack
 	defer u.Run(&err)
-	if err := s.claim(id, layers); err != nil {
+	if err := s.index.claim(id, layers); err != nil {
 		return fmt.Errorf("create snapshot %s: %w", id, err)
 	}
-	u.Add(func() error { s.release(id); return nil })
+	u.Add(func() error { s.index.release(id); return nil })
 
-	dir := s.snapshotDir(id)
-	if err := s.discard(dir); err != nil { // a Create that was cut off after Open looked
+	dir := s.disk.snapshot(id)
+	if err := s.disk.discard(dir); err != nil { // a Create that was cut off after Open looked
 		return fmt.Errorf("create snapshot %s: %w", id, err)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("create snapshot: %w", err)
 	}
-	u.Add(func() error { return s.discard(dir) })
-	for _, d := range []string{s.UpperDir(id), s.workDir(id)} {
+	u.Add(func() error { return s.disk.discard(dir) })
+	for _, d := range []string{s.disk.upper(id), s.disk.work(id)} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return fmt.Errorf("create snapshot: %w", err)
 		}
 	}
-	if err := s.dressRoot(s.UpperDir(id), layers); err != nil {
+	if err := s.dressRoot(s.disk.upper(id), layers); err != nil {
 		return fmt.Errorf("create snapshot %s: %w", id, err)
 	}
 	b, err := json.Marshal(record{Layers: layers})
@@ -70,39 +69,6 @@ func (s *Store) Create(ctx context.Context, id string, layers []Key) (err error)
 	return nil
 }
 
-// claim enters the snapshot into the index, so that its layers stay.
-func (s *Store) claim(id string, layers []Key) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.snaps[id]; ok {
-		return errs.Newf(errs.AlreadyExists, "id is taken")
-	}
-	for _, k := range layers {
-		if _, ok := s.layers[k]; !ok {
-			return errs.Newf(errs.NotFound, "find layer %s", k)
-		}
-	}
-	s.addLocked(id, slices.Clone(layers))
-	return nil
-}
-
-func (s *Store) release(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.dropLocked(id)
-}
-
-// layersOf lists a snapshot's layers, bottom first.
-func (s *Store) layersOf(id string) ([]Key, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	layers, ok := s.snaps[id]
-	if !ok {
-		return nil, errs.Newf(errs.NotFound, "find snapshot %s", id)
-	}
-	return layers, nil
-}
-
 // dressRoot gives the writable root directory what the topmost layer with an entry for it says. overlayfs shows the root of the
 // writable directory as the root of the whole.
 func (s *Store) dressRoot(upper string, layers []Key) error {
@@ -112,7 +78,7 @@ func (s *Store) dressRoot(upper string, layers []Key) error {
 		if !l.RootSet {
 			continue
 		}
-		from := s.layerFS(l.Key)
+		from := s.disk.tree(l.Key)
 		var st unix.Stat_t
 		if err := unix.Lstat(from, &st); err != nil {
 			return &os.PathError{Op: "stat", Path: from, Err: err}
@@ -164,14 +130,14 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		return fmt.Errorf("remove snapshot: %w", err)
 	}
 	defer unlock()
-	if err := s.discard(s.snapshotDir(id)); err != nil {
+	if err := s.disk.discard(s.disk.snapshot(id)); err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", id, err)
 	}
-	s.release(id)
+	s.index.release(id)
 	s.usage.forget(id)
 	soon, cancel := context.WithTimeout(ctx, removeWait)
 	defer cancel()
-	if err := s.trash.drain(soon); err != nil && !errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+	if err := s.disk.trash.drain(soon); err != nil && !errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		return err
 	}
 	return nil

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk knows where things lie in the store's directory, and how to make them vanish in one step.
+type disk struct {
+	dir    string
+	trash  trash
+	serial atomic.Uint64
+}
+
+func (d *disk) path(parts ...string) string {
+	return filepath.Join(append([]string{d.dir}, parts...)...)
+}
+func (d *disk) layer(k Key) string        { return d.path("layers", string(k)) }
+func (d *disk) tree(k Key) string         { return d.path("layers", string(k), "fs") }
+func (d *disk) snapshot(id string) string { return d.path("snapshots", id) }
+func (d *disk) upper(id string) string    { return d.path("snapshots", id, "upper") }
+func (d *disk) work(id string) string     { return d.path("snapshots", id, "work") }
+func (d *disk) draft() string             { return d.path("drafts", d.unique()) }
+
+// unique is a name that no other process of this directory has given; what crashed ones left is cleared by Open.
+func (d *disk) unique() string {
+	return strconv.Itoa(os.Getpid()) + "." + strconv.FormatUint(d.serial.Add(1), 10)
+}
+
+// discard moves path out of sight in one step and has it deleted after. A missing path is fine.
+func (d *disk) discard(path string) error {
+	for {
+		name := d.unique()
+		to := d.path("trash", name)
+		if _, err := os.Lstat(to); err == nil { // left by a process that had our id
+			continue
+		}
+		if err := os.Rename(path, to); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		d.trash.put(name)
+		return nil
+	}
+}
+
+// renew makes the work directory anew: an overlay mounted volatile leaves a mark in it that forbids the next mount, which matters
+// after a power cut and not within one boot. The writable directory of another boot belongs to no container that may start.
+func (d *disk) renew(work string) error {
+	err := os.Remove(work) // empty before the first mount
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.discard(work); err != nil {
+			return err
+		}
+	}
+	return os.Mkdir(work, 0o700)
+}
+
+// lowers gives the layers' directories as overlayfs wants them, top first.
+func (d *disk) lowers(layers []Key) []string {
+	out := make([]string, 0, len(layers)+1)
+	for i := len(layers) - 1; i >= 0; i-- {
+		out = append(out, d.tree(layers[i]))
+	}
+	return out
+}
+
+// syncer makes everything written to the file system durable by syncfs(2), once for all who ask at the same time.
+type syncer struct {
+	// dir is on the file system. It is opened before anything is written, so that syncfs reports every write-back error
+	// since (Linux 5.8).
+	dir    *os.File
+	serial sync.Mutex // held while syncfs runs; taken before mu
+
+	mu   sync.Mutex
+	next *round // collects who asks until its syncfs begins; guarded by mu
+}
+
+type round struct {
+	done chan struct{}
+	err  error // written before done closes
+}
+
+// sync returns when all that was written before the call is on disk.
+func (y *syncer) sync() error {
+	y.mu.Lock()
+	r := y.next
+	leader := r == nil
+	if leader {
+		r = &round{done: make(chan struct{})}
+		y.next = r
+	}
+	y.mu.Unlock()
+	if !leader {
+		<-r.done
+		return r.err
+	}
+	y.serial.Lock()
+	defer y.serial.Unlock()
+	y.mu.Lock()
+	y.next = nil // who comes now may have written after syncfs looked
+	y.mu.Unlock()
+	if err := unix.Syncfs(int(y.dir.Fd())); err != nil {
+		r.err = fmt.Errorf("sync file system: %w", err)
+	}
+	close(r.done)
+	return r.err
+}
