@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -46,6 +47,12 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 	c := n.current()
 	if c.err != nil {
 		return Result{}, c.err
+	}
+	if !c.ready.Load() { // else an ADD could fail half-way for a reason that its DEL shares
+		if _, err := n.servable(c); err != nil {
+			return Result{}, err
+		}
+		c.ready.Store(true)
 	}
 	if n.attached(p.ID) { // left by an attempt of before a crash, or by a Detach whose end is still under way
 		if err := n.reap.wait(ctx); err != nil {
@@ -177,7 +184,12 @@ func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
 	}
 	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(id), &executor{n: n, later: left})
 	if err := lib.DelNetworkList(ctx, list, rt); err != nil {
-		return err
+		if n.configured(list.Name) {
+			return err
+		}
+		// Whoever took the network away has taken its plugins away too: what they would release is lost with them.
+		n.opts.Log.Warn("network is no longer configured; a pod's attachment is given up", "network", list.Name, "pod", id, "error", err)
+		n.abandon(ctx, lib, list, rt)
 	}
 	if left == nil || len(left.release) == 0 {
 		return n.forget(id)
@@ -186,6 +198,31 @@ func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
 	left.release = append(left.release, func() error { return n.forget(id) })
 	n.reap.enqueue(left)
 	return nil
+}
+
+// configured says that a file of the configuration directory, or the built-in configuration, still has the network. When in doubt it does.
+func (n *Network) configured(network string) bool {
+	files, err := candidates(n.opts.ConfDir)
+	if err != nil || network == builtinName {
+		return true
+	}
+	for _, f := range files {
+		if list, err := loadFile(filepath.Join(n.opts.ConfDir, f.name)); err != nil || list.Name == network {
+			return true
+		}
+	}
+	return false
+}
+
+// abandon runs DEL of each plugin by itself: where one can't, the others still do.
+func (n *Network) abandon(ctx context.Context, lib *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) {
+	for _, p := range slices.Backward(list.Plugins) {
+		one := *list
+		one.Plugins = []*libcni.PluginConfig{p}
+		if err := lib.DelNetworkList(ctx, &one, rt); err != nil {
+			n.opts.Log.Warn("plugin could not detach a pod", "network", list.Name, "plugin", p.Network.Type, "error", err)
+		}
+	}
 }
 
 // forget removes the record.

@@ -13,10 +13,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
@@ -30,8 +32,9 @@ const (
 	builtinBridge = "shim0"
 )
 
-// loaded is the configuration in use. Immutable.
+// loaded is the configuration in use. Immutable but for ready.
 type loaded struct {
+	ready  atomic.Bool // every plugin was found once
 	list   *libcni.NetworkConfigList
 	source string // the file, or "built in"
 	err    error  // why there is none: the text is the reason for NetworkReady=false
@@ -153,6 +156,9 @@ func validateName(list *libcni.NetworkConfigList) error {
 func validate(list *libcni.NetworkConfigList) error {
 	if err := validateName(list); err != nil {
 		return err
+	}
+	if v := list.CNIVersion; v != "" && !slices.Contains(version.All.SupportedVersions(), v) {
+		return errs.Newf(errs.Unsupported, "CNI version %q is not supported", v)
 	}
 	if len(list.Plugins) == 0 {
 		return errors.New("no plugins")

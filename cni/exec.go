@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,7 +63,7 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, config []byte, e
 	}
 	binary, e2 := findBinary(typ, e.n.opts.BinDirs)
 	if e2 != nil {
-		return nil, errs.Newf(errs.Unsupported, "%w by the built-in plugin, and %w", err, e2)
+		return nil, errs.Newf(errs.Unsupported, "%w, and %w", err, e2)
 	}
 	return e.n.runBinary(ctx, binary, config, environ)
 }
@@ -171,18 +170,18 @@ func (n *Network) runOnce(ctx context.Context, path string, config []byte, envir
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("plugin %s: %s was cancelled: %w", path, verb, context.Cause(ctx))
 	case errors.Is(err, exec.ErrWaitDelay): // it ended well, a child of its did not: that one is not waited for
-	case err != nil:
-		return nil, pluginError(path, verb, err, stdout.Bytes(), stderr.Bytes())
 	case stdout.over:
 		return nil, errs.Newf(errs.Unavailable, "plugin %s: %s wrote more than %d bytes", path, verb, maxStdout)
+	case err != nil:
+		return nil, pluginError(path, verb, err, stdout.data, stderr.data)
 	}
-	if stderr.Len() > 0 {
-		n.opts.Log.Debug("plugin wrote to standard error", "plugin", path, "verb", verb, "text", stderr.String())
+	if len(stderr.data) > 0 {
+		n.opts.Log.Debug("plugin wrote to standard error", "plugin", path, "verb", verb, "text", string(stderr.data))
 	}
-	if out := bytes.TrimSpace(stdout.Bytes()); verb == "ADD" && !json.Valid(out) {
+	if out := bytes.TrimSpace(stdout.data); verb == "ADD" && !json.Valid(out) {
 		return nil, errs.Newf(errs.Unavailable, "plugin %s: %s printed no JSON: %q", path, verb, short(out))
 	}
-	return stdout.Bytes(), nil
+	return stdout.data, nil
 }
 
 // pluginError reads what a failed plugin printed: by the specification an error object on standard output.
@@ -202,28 +201,25 @@ func pluginError(path, verb string, err error, stdout, stderr []byte) error {
 }
 
 func short(b []byte) string {
-	const most = 512
+	const most = 200
 	if len(b) > most {
 		return string(b[:most]) + "…"
 	}
 	return string(b)
 }
 
-// capped is a buffer that forgets what is over its limit, so that a plugin that writes for ever costs nothing.
+// capped is a buffer that forgets what is over its limit, so that a plugin that writes for ever costs nothing. It has no ReadFrom on
+// purpose: io.Copy would prefer that.
 type capped struct {
-	bytes.Buffer
+	data []byte
 	max  int
 	over bool
 }
 
+// Write takes everything and keeps what fits.
 func (c *capped) Write(p []byte) (int, error) {
-	room := c.max - c.Len()
-	if len(p) > room {
-		c.over = true
-		_, _ = c.Buffer.Write(p[:max(room, 0)])
-		return len(p), nil
-	}
-	return c.Buffer.Write(p)
+	room := c.max - len(c.data)
+	c.over = c.over || len(p) > room
+	c.data = append(c.data, p[:min(len(p), room)]...)
+	return len(p), nil
 }
-
-var _ io.Writer = (*capped)(nil)

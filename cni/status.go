@@ -26,19 +26,27 @@ func (n *Network) Status() error {
 	if c.err != nil {
 		return c.err
 	}
-	external := false
-	for _, p := range c.list.Plugins {
-		by, err := n.runBy(p)
-		if err != nil {
-			return errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
-		}
-		external = external || by != runByUs
+	external, err := n.servable(c)
+	if err != nil {
+		return err
 	}
 	speaks, err := version.GreaterThanOrEqualTo(c.list.CNIVersion, "1.1.0")
 	if err != nil || !speaks || !external {
 		return nil
 	}
 	return n.externalStatus(c)
+}
+
+// servable says whether there is somebody to run each plugin of the chain, and whether one of them is external.
+func (n *Network) servable(c *loaded) (external bool, err error) {
+	for _, p := range c.list.Plugins {
+		by, err := n.runBy(p)
+		if err != nil {
+			return false, errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
+		}
+		external = external || by != runByUs
+	}
+	return external, nil
 }
 
 // externalStatus gives the last answer and sees that there is a fresh one next time.
@@ -84,7 +92,7 @@ func (n *Network) runBy(p *libcni.PluginConfig) (string, error) {
 		return path, nil
 	}
 	if builtin.Is(p.Network.Type) {
-		return "", fmt.Errorf("plugin %s: %w by the built-in plugin, and %w", p.Network.Type, err, e)
+		return "", fmt.Errorf("plugin %s: %w, and %w", p.Network.Type, err, e)
 	}
 	return "", e
 }

@@ -67,7 +67,7 @@ func parseBridge(config []byte, args string) (*bridgeConf, error) {
 		return nil, err
 	}
 	if conf.IPMasqBackend != nil && *conf.IPMasqBackend != "nftables" {
-		return nil, errs.Newf(ErrNotUnderstood, "ipMasqBackend %q", *conf.IPMasqBackend)
+		return nil, notUnderstood("ipMasqBackend %q", *conf.IPMasqBackend)
 	}
 	if conf.HairpinMode && conf.PromiscMode {
 		return nil, errs.Newf(errs.Invalid, "hairpinMode and promiscMode exclude each other")

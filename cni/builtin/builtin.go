@@ -119,6 +119,9 @@ func Understands(typ string, config []byte) error {
 	if !ok {
 		return errs.Newf(errs.Unsupported, "plugin %q is not built in", typ)
 	}
+	if _, err := configVersion(config); err != nil {
+		return err
+	}
 	return p.check(config)
 }
 

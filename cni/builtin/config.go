@@ -41,6 +41,10 @@ type header struct {
 // ErrNotUnderstood is returned, before anything is done, when a configuration has a key or a value that the built-in plugin doesn't know.
 var ErrNotUnderstood = errors.New("not understood by the built-in plugin")
 
+func notUnderstood(format string, args ...any) error {
+	return fmt.Errorf("%s is %w", fmt.Sprintf(format, args...), ErrNotUnderstood)
+}
+
 // decode parses a configuration and refuses unknown keys as ErrNotUnderstood, malformed ones as errs.Invalid.
 func decode(config []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(config))
@@ -50,7 +54,7 @@ func decode(config []byte, into any) error {
 	case err == nil:
 		return nil
 	case strings.HasPrefix(err.Error(), "json: unknown field"):
-		return errs.Newf(ErrNotUnderstood, "%s", strings.TrimPrefix(err.Error(), "json: "))
+		return notUnderstood("%s", strings.TrimPrefix(err.Error(), "json: "))
 	default:
 		return errs.Newf(errs.Invalid, "parse configuration: %w", err)
 	}

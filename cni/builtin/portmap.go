@@ -41,10 +41,10 @@ func parsePortmap(config []byte) (*portmapConf, error) {
 		return nil, err
 	}
 	if conf.Backend != nil && *conf.Backend != "nftables" {
-		return nil, errs.Newf(ErrNotUnderstood, "backend %q", *conf.Backend)
+		return nil, notUnderstood("backend %q", *conf.Backend)
 	}
 	if conf.SNAT != nil && !*conf.SNAT {
-		return nil, errs.Newf(ErrNotUnderstood, "snat false")
+		return nil, notUnderstood("snat false")
 	}
 	var rc struct {
 		PortMappings []portMapping `json:"portMappings"`

@@ -201,7 +201,8 @@ func broadcast(p netip.Prefix) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	b := p.Addr().As4()
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|uint32(1)<<(32-p.Bits())-1)
+	hosts := uint32(1)<<(32-p.Bits()) - 1
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|hosts)
 	return netip.AddrFrom4(b), true
 }
 

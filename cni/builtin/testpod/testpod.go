@@ -5,6 +5,7 @@
 package testpod
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -28,8 +29,11 @@ const inNode = "TESTPOD_NODE"
 // Main runs the tests of a package in a process that has a network and a mount namespace of its own. Without root it runs them where they
 // are; those that need a node skip (Node).
 func Main(m *testing.M) {
-	if os.Getenv(inNode) != "" || os.Getuid() != 0 {
+	if os.Getuid() != 0 {
 		os.Exit(m.Run())
+	}
+	if os.Getenv(inNode) != "" {
+		os.Exit(runOnTmpfs(m))
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inNode+"=1")
@@ -43,6 +47,25 @@ func Main(m *testing.M) {
 		os.Exit(cmd.ProcessState.ExitCode())
 	}
 	os.Exit(0)
+}
+
+// runOnTmpfs gives the tests temporary directories on tmpfs, where the state of the real thing is too.
+func runOnTmpfs(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "node")
+	if err == nil {
+		err = errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	}
+	if err == nil {
+		err = os.Setenv("TMPDIR", dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "make a tmpfs for the tests:", err)
+		return 1
+	}
+	code := m.Run()
+	_ = unix.Unmount(dir, unix.MNT_DETACH)
+	_ = os.Remove(dir)
+	return code
 }
 
 // Node skips the test where there is no node to use.
@@ -69,11 +92,9 @@ func New(t testing.TB, n int) *Pod {
 			return fmt.Errorf("unshare: %w", err)
 		}
 		// What the pod's launch program sets (see cni.PodSysctls).
-		for _, s := range []string{"accept_ra", "accept_dad"} {
-			for _, of := range []string{"all", "default"} {
-				if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+of+"/"+s, []byte("0"), 0); err != nil {
-					return err
-				}
+		for _, of := range []string{"all", "default"} {
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+of+"/accept_ra", []byte("0"), 0); err != nil {
+				return err
 			}
 		}
 		f, err := os.OpenFile(p.Path, os.O_CREATE|os.O_EXCL, 0o600)
