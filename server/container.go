@@ -18,7 +18,7 @@ type containers struct{ o *Options }
 
 // CreateContainer makes a container in a pod; nothing runs yet.
 func (s containers) CreateContainer(ctx context.Context, r *cri.CreateContainerRequest) (*cri.CreateContainerResponse, error) {
-	if err := validateContainer(r.GetConfig()); err != nil {
+	if err := validateContainer("config", r.GetConfig()); err != nil {
 		return nil, err
 	}
 	pod, err := s.o.pod(r.GetPodSandboxId())

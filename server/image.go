@@ -26,8 +26,8 @@ func (s *images) PullImage(ctx context.Context, r *cri.PullImageRequest) (*cri.P
 		return nil, err
 	}
 	if r.GetSandboxConfig() != nil {
-		if err := validatePod(r.GetSandboxConfig()); err != nil {
-			return nil, inField("sandbox_config", err)
+		if err := validatePod("sandbox_config", r.GetSandboxConfig()); err != nil {
+			return nil, err
 		}
 	}
 	id, err := s.o.Images.Pull(ctx, ref, r.GetAuth())

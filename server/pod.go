@@ -18,7 +18,7 @@ type pods struct{ o *Options }
 
 // RunPodSandbox makes a pod.
 func (s pods) RunPodSandbox(ctx context.Context, r *cri.RunPodSandboxRequest) (*cri.RunPodSandboxResponse, error) {
-	if err := validatePod(r.GetConfig()); err != nil {
+	if err := validatePod("config", r.GetConfig()); err != nil {
 		return nil, err
 	}
 	if err := s.o.validateHandler("runtime_handler", r.GetRuntimeHandler()); err != nil {

@@ -24,13 +24,22 @@ const (
 
 // fields checks the fields of a request and keeps the first that can't be used. Every check takes the field's name as
 // the proto file has it, the path of messages in front.
-type fields struct{ err error }
+type fields struct {
+	// under is the path that all names are below; empty for the request itself.
+	under string
+	err   error
+}
 
-// bad records what is wrong with a field.
+// bad records what is wrong with a field; the empty name is that of the message itself.
 func (f *fields) bad(field, format string, args ...any) {
 	if f.err == nil {
-		f.err = errs.Newf(errs.Invalid, "%s: %s", field, fmt.Sprintf(format, args...))
+		f.err = errs.Newf(errs.Invalid, "%s: %s", f.full(field), fmt.Sprintf(format, args...))
 	}
+}
+
+// full is a field's name from the request on.
+func (f *fields) full(field string) string {
+	return strings.Trim(f.under+"."+field, ".")
 }
 
 // absent is for a field that this runtime can't honour.
@@ -39,9 +48,6 @@ func (f *fields) absent(field string, set bool, why string) {
 		f.bad(field, "must not be set: %s", why)
 	}
 }
-
-// inField puts the name of the message in front of the field that err names.
-func inField(message string, err error) error { return fmt.Errorf("%s.%w", message, err) }
 
 // name checks what becomes part of names and paths.
 func (f *fields) name(field, v string) {

@@ -15,42 +15,43 @@ import (
 	"crishim.dev/sandbox"
 )
 
-// validateContainer checks a container's configuration; an error is errs.Invalid and names the field.
-func validateContainer(c *cri.ContainerConfig) error {
-	var f fields
+// validateContainer checks a container's configuration, the field under of a request; an error is errs.Invalid and names
+// the field.
+func validateContainer(under string, c *cri.ContainerConfig) error {
+	f := fields{under: under}
 	if c == nil {
-		f.bad("config", "is missing")
+		f.bad("", "is missing")
 		return f.err
 	}
 	if c.GetMetadata() == nil {
-		f.bad("config.metadata", "is missing")
+		f.bad("metadata", "is missing")
 		return f.err
 	}
-	f.name("config.metadata.name", c.GetMetadata().GetName())
-	f.image("config.image", c.GetImage())
-	f.arguments("config.command", c.GetCommand())
-	f.arguments("config.args", c.GetArgs())
+	f.name("metadata.name", c.GetMetadata().GetName())
+	f.image("image", c.GetImage())
+	f.arguments("command", c.GetCommand())
+	f.arguments("args", c.GetArgs())
 	if d := c.GetWorkingDir(); d != "" {
-		f.path("config.working_dir", d)
+		f.path("working_dir", d)
 	}
 	f.environment(c.GetEnvs())
 	for i, m := range c.GetMounts() {
-		f.mount(fmt.Sprintf("config.mounts[%d]", i), m)
+		f.mount(fmt.Sprintf("mounts[%d]", i), m)
 	}
 	for i, d := range c.GetDevices() {
-		f.device(fmt.Sprintf("config.devices[%d]", i), d)
+		f.device(fmt.Sprintf("devices[%d]", i), d)
 	}
 	for i, d := range c.GetCDIDevices() {
-		f.word(fmt.Sprintf("config.CDI_devices[%d].name", i), d.GetName())
+		f.word(fmt.Sprintf("CDI_devices[%d].name", i), d.GetName())
 	}
-	f.pairs("config.labels", c.GetLabels())
-	f.pairs("config.annotations", c.GetAnnotations())
+	f.pairs("labels", c.GetLabels())
+	f.pairs("annotations", c.GetAnnotations())
 	f.logPath(c.GetLogPath())
 	if !known(cri.Signal_name, c.GetStopSignal()) {
-		f.bad("config.stop_signal", "%d is no signal", c.GetStopSignal())
+		f.bad("stop_signal", "%d is no signal", c.GetStopSignal())
 	}
-	f.absent("config.windows", c.GetWindows() != nil, "this is a Linux runtime")
-	f.resources("config.linux.resources", c.GetLinux().GetResources())
+	f.absent("windows", c.GetWindows() != nil, "this is a Linux runtime")
+	f.resources("linux.resources", c.GetLinux().GetResources())
 	f.securityContext(c.GetLinux().GetSecurityContext())
 	return f.err
 }
@@ -59,18 +60,18 @@ func (f *fields) logPath(p string) {
 	if p == "" {
 		return
 	}
-	f.text("config.log_path", p)
+	f.text("log_path", p)
 	if len(p) > maxPath {
-		f.bad("config.log_path", "is longer than %d bytes", maxPath)
+		f.bad("log_path", "is longer than %d bytes", maxPath)
 	}
 	if !filepath.IsLocal(p) || filepath.Clean(p) == "." {
-		f.bad("config.log_path", "%q is no file below the pod's log directory", p)
+		f.bad("log_path", "%q is no file below the pod's log directory", p)
 	}
 }
 
 func (f *fields) environment(envs []*cri.KeyValue) {
 	for i, e := range envs {
-		at := fmt.Sprintf("config.envs[%d]", i)
+		at := fmt.Sprintf("envs[%d]", i)
 		switch {
 		case e.GetKey() == "":
 			f.bad(at+".key", "is empty")
@@ -125,7 +126,7 @@ func (f *fields) device(at string, d *cri.Device) {
 var capabilityName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
 
 func (f *fields) securityContext(sc *cri.LinuxContainerSecurityContext) {
-	const at = "config.linux.security_context"
+	const at = "linux.security_context"
 	if sc == nil {
 		return
 	}
@@ -191,8 +192,8 @@ func (f *fields) containerNamespaces(at string, n *cri.NamespaceOption) {
 
 // validateInPod checks what depends on the pod that a container is made in.
 func (o *Options) validateInPod(r *cri.CreateContainerRequest, pod sandbox.Sandbox) error {
-	var f fields
-	const at = "config.linux.security_context"
+	f := fields{under: "config"}
+	const at = "linux.security_context"
 	sc := r.GetConfig().GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() && !allowsPrivileged(pod.Config) && !allowsPrivileged(r.GetSandboxConfig()) {
 		f.bad(at+".privileged", "is set, but the pod sandbox's is not")
@@ -223,7 +224,7 @@ func (o *Options) target(f *fields, field, id string, pod sandbox.ID) {
 	t, err := o.Containers.Get(id)
 	switch {
 	case err != nil && f.err == nil:
-		f.err = errs.As(errs.Invalid, fmt.Errorf("%s: %w", field, err))
+		f.err = errs.As(errs.Invalid, fmt.Errorf("%s: %w", f.full(field), err))
 	case err != nil:
 	case t.Sandbox != pod:
 		f.bad(field, "%s is in another pod sandbox", id)

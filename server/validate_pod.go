@@ -14,39 +14,39 @@ import (
 // maxHostname is the kernel's __NEW_UTS_LEN.
 const maxHostname = 64
 
-// validatePod checks a pod's configuration; an error is errs.Invalid and names the field.
-func validatePod(c *cri.PodSandboxConfig) error {
-	var f fields
+// validatePod checks a pod's configuration, the field under of a request; an error is errs.Invalid and names the field.
+func validatePod(under string, c *cri.PodSandboxConfig) error {
+	f := fields{under: under}
 	if c == nil {
-		f.bad("config", "is missing")
+		f.bad("", "is missing")
 		return f.err
 	}
 	m := c.GetMetadata()
 	if m == nil {
-		f.bad("config.metadata", "is missing")
+		f.bad("metadata", "is missing")
 		return f.err
 	}
-	f.name("config.metadata.name", m.GetName())
-	f.name("config.metadata.uid", m.GetUid())
-	f.name("config.metadata.namespace", m.GetNamespace())
+	f.name("metadata.name", m.GetName())
+	f.name("metadata.uid", m.GetUid())
+	f.name("metadata.namespace", m.GetNamespace())
 	if len(c.GetHostname()) > maxHostname {
-		f.bad("config.hostname", "is longer than %d bytes", maxHostname)
+		f.bad("hostname", "is longer than %d bytes", maxHostname)
 	}
-	f.text("config.hostname", c.GetHostname())
+	f.text("hostname", c.GetHostname())
 	if strings.ContainsAny(c.GetHostname(), "/ ") {
-		f.bad("config.hostname", "%q is no host name", c.GetHostname())
+		f.bad("hostname", "%q is no host name", c.GetHostname())
 	}
 	if d := c.GetLogDirectory(); d != "" {
-		f.path("config.log_directory", d)
-		f.noDots("config.log_directory", d)
+		f.path("log_directory", d)
+		f.noDots("log_directory", d)
 	}
 	f.dns(c.GetDnsConfig())
 	for i, p := range c.GetPortMappings() {
-		f.portMapping(fmt.Sprintf("config.port_mappings[%d]", i), p)
+		f.portMapping(fmt.Sprintf("port_mappings[%d]", i), p)
 	}
-	f.pairs("config.labels", c.GetLabels())
-	f.pairs("config.annotations", c.GetAnnotations())
-	f.absent("config.windows", c.GetWindows() != nil, "this is a Linux runtime")
+	f.pairs("labels", c.GetLabels())
+	f.pairs("annotations", c.GetAnnotations())
+	f.absent("windows", c.GetWindows() != nil, "this is a Linux runtime")
 	f.podLinux(c.GetLinux())
 	return f.err
 }
@@ -58,12 +58,12 @@ func (f *fields) dns(d *cri.DNSConfig) {
 		values []string
 	}{{"servers", d.GetServers()}, {"searches", d.GetSearches()}, {"options", d.GetOptions()}} {
 		for i, v := range l.values {
-			f.word(fmt.Sprintf("config.dns_config.%s[%d]", l.name, i), v)
+			f.word(fmt.Sprintf("dns_config.%s[%d]", l.name, i), v)
 		}
 	}
 	for i, s := range d.GetServers() {
 		if _, err := netip.ParseAddr(s); err != nil {
-			f.bad(fmt.Sprintf("config.dns_config.servers[%d]", i), "%q is no IP address", s)
+			f.bad(fmt.Sprintf("dns_config.servers[%d]", i), "%q is no IP address", s)
 		}
 	}
 }
@@ -87,7 +87,7 @@ func (f *fields) portMapping(field string, p *cri.PortMapping) {
 }
 
 func (f *fields) podLinux(l *cri.LinuxPodSandboxConfig) {
-	const field = "config.linux"
+	const field = "linux"
 	if p := l.GetCgroupParent(); p != "" {
 		if len(p) > maxPath {
 			f.bad(field+".cgroup_parent", "is longer than %d bytes", maxPath)
@@ -174,7 +174,7 @@ var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+$`)
 
 // sysctl lets through only settings that belong to a namespace of the pod's own.
 func (f *fields) sysctl(name, value string, n *cri.NamespaceOption) {
-	field := fmt.Sprintf("config.linux.sysctls[%q]", name)
+	field := fmt.Sprintf("linux.sysctls[%q]", name)
 	if len(name) > maxName || !sysctlName.MatchString(name) {
 		f.bad(field, "is no name of a setting")
 		return
