@@ -76,9 +76,12 @@ func createBridge(conf *bridgeConf) error {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("create bridge %s: %w", conf.Bridge, err)
 	}
-	// The routes of this interface are ours; a pod that sends router advertisements must not change them. A host without IPv6 has no such file.
-	if err := writeSysctl("net/ipv6/conf/"+conf.Bridge+"/accept_ra", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	// The routes of this interface are ours: a pod that sends router advertisements must not change them. Without duplicate address detection
+	// its link-local address works at once: until then the kernel could not ask for the neighbours of forwarded packets.
+	for _, s := range []string{"accept_ra", "accept_dad"} {
+		if err := writeSysctl("net/ipv6/conf/"+conf.Bridge+"/"+s, "0"); err != nil && !errors.Is(err, os.ErrNotExist) { // no IPv6 here
+			return err
+		}
 	}
 	return nil
 }
@@ -201,22 +204,23 @@ func (h *Host) portFlags(name string, conf *bridgeConf) error {
 	if !conf.HairpinMode && !conf.PortIsolation {
 		return nil
 	}
+	var flags []rtnl.PortFlag
+	if conf.HairpinMode {
+		flags = append(flags, rtnl.Hairpin)
+	}
+	if conf.PortIsolation {
+		flags = append(flags, rtnl.Isolated)
+	}
+	return h.setPort(name, flags...)
+}
+
+// setPort sets flags of the bridge port.
+func (h *Host) setPort(name string, flags ...rtnl.PortFlag) error {
 	l, err := h.rt.Link(name)
 	if err != nil {
 		return err
 	}
-	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Index: l.Index}}
-	if conf.HairpinMode {
-		if err := netlink.LinkSetHairpin(link, true); err != nil {
-			return fmt.Errorf("set hairpin mode on %s: %w", name, err)
-		}
-	}
-	if conf.PortIsolation {
-		if err := netlink.LinkSetIsolated(link, true); err != nil {
-			return fmt.Errorf("isolate bridge port %s: %w", name, err)
-		}
-	}
-	return nil
+	return h.rt.Do(rtnl.SetPort(l, flags...))
 }
 
 func sameMAC(a net.HardwareAddr, text string) bool {

@@ -4,13 +4,14 @@ package builtin
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/vishvananda/netlink"
 
 	"crishim.dev/cni/builtin/nat"
+	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
 )
 
@@ -131,29 +132,36 @@ func (h *Host) portmapAdd(c *Call, conf *portmapConf, prev *current.Result) erro
 	if err := h.nat.Publish(c.Container, ports, live); err != nil {
 		return err
 	}
-	if dev := h.routeTo(ports); dev != "" {
-		return h.nat.Localnet(dev)
-	}
-	return nil
+	return h.reachable(prev)
 }
 
-// routeTo names the interface over which the host reaches the pod's IPv4 address.
-func (h *Host) routeTo(ports []nat.Port) string {
-	for _, p := range ports {
-		if !p.Addr.Is4() {
+// reachable prepares the bridge port and the bridge that the pod is on. Hairpin mode lets the pod reach itself over its host port even where
+// bridge-nf-call-iptables makes the kernel rewrite destinations on the bridge, below routing.
+func (h *Host) reachable(prev *current.Result) error {
+	for _, i := range prev.Interfaces {
+		if i.Sandbox != "" {
 			continue
 		}
-		routes, err := netlink.RouteGet(p.Addr.AsSlice())
-		if err != nil || len(routes) == 0 {
-			return ""
+		l, err := h.rt.Link(i.Name)
+		if errors.Is(err, enodev) {
+			continue // some plugins list interfaces that they have moved elsewhere
 		}
-		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
-		if err != nil || link.Attrs().Name == loopbackName {
-			return ""
+		if err != nil {
+			return err
 		}
-		return link.Attrs().Name
+		switch {
+		case l.Kind == "bridge":
+			err = h.nat.Localnet(l.Name)
+		case l.Kind == "veth" && l.Master != 0:
+			err = h.rt.Do(rtnl.SetPort(l, rtnl.Hairpin))
+		case l.Kind == "veth": // of a plugin that routes to it
+			err = h.nat.Localnet(l.Name)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return ""
+	return nil
 }
 
 // ports pairs the mappings with the pod's first address of each family. A mapping with a host address goes to that family only.

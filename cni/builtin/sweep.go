@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"crishim.dev/cni/builtin/lease"
+	"crishim.dev/cni/builtin/nat"
 	"crishim.dev/cni/builtin/rtnl"
 )
 
@@ -61,3 +62,6 @@ func (h *Host) Leases(network string) ([]lease.Lease, error) {
 
 // RemoveTable deletes the nftables table: for the end of a node.
 func (h *Host) RemoveTable() error { return h.nat.Remove() }
+
+// Ports gives the table of host ports.
+func (h *Host) Ports() *nat.Table { return h.nat }

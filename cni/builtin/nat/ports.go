@@ -168,3 +168,20 @@ func (t *Table) queueLocked(ports []Port, add bool) error {
 }
 
 type element = nftables.SetElement
+
+// Ports lists every forwarded port with its owner, by the claims.
+func (t *Table) Ports() (map[Port]string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	names, err := t.names()
+	if err != nil {
+		return nil, err
+	}
+	out := map[Port]string{}
+	for _, n := range names {
+		if p, owner, ok := parsePort(n, t.holder(n)); ok {
+			out[p] = owner
+		}
+	}
+	return out, nil
+}

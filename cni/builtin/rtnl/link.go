@@ -166,6 +166,26 @@ func SetUp(name string, up bool) Request {
 	return newRequest(what+name, unix.RTM_SETLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
+// PortFlag is a property of a bridge port.
+type PortFlag int
+
+// Hairpin lets a frame out through the port it came in by; Isolated ports don't reach each other.
+const (
+	Hairpin  PortFlag = nl.IFLA_BRPORT_MODE
+	Isolated PortFlag = nl.IFLA_BRPORT_ISOLATED
+)
+
+// SetPort turns on flags of a bridge port.
+func SetPort(l Link, flags ...PortFlag) Request {
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(l.Index)
+	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	for _, f := range flags {
+		info.AddRtAttr(int(f), []byte{1})
+	}
+	return newRequest("set flags of bridge port "+l.Name, unix.RTM_SETLINK, 0, msg, info)
+}
+
 // Retire takes the interface down and off its bridge and puts it into the group Retired. From then on it carries nothing, and its
 // deletion, a hundred times as long under the same kernel lock, can wait and be shared (DeleteRetired).
 func Retire(name string) Request {

@@ -33,7 +33,7 @@ func Main(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	if os.Getenv(inNode) != "" {
-		os.Exit(runOnTmpfs(m))
+		os.Exit(runInNode(m))
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inNode+"=1")
@@ -49,8 +49,8 @@ func Main(m *testing.M) {
 	os.Exit(0)
 }
 
-// runOnTmpfs gives the tests temporary directories on tmpfs, where the state of the real thing is too.
-func runOnTmpfs(m *testing.M) int {
+// runInNode brings lo up and gives the tests temporary directories on tmpfs, where the state of the real thing is too.
+func runInNode(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "node")
 	if err == nil {
 		err = errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
@@ -58,8 +58,12 @@ func runOnTmpfs(m *testing.M) int {
 	if err == nil {
 		err = os.Setenv("TMPDIR", dir)
 	}
+	lo, e := netlink.LinkByName("lo")
+	if err = errors.Join(err, e); err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "make a tmpfs for the tests:", err)
+		fmt.Fprintln(os.Stderr, "make a node for the tests:", err)
 		return 1
 	}
 	code := m.Run()
