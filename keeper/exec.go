@@ -35,7 +35,7 @@ const maxChildFDs = proto.FDPassed + proto.MaxFDs
 
 // child is the child's memory, at the start of the private mapping.
 type child struct {
-	clone, clone2 cloneArgs
+	clone         cloneArgs
 	pidfd, pidfd2 int32
 
 	ops    unsafe.Pointer // of proto.Op
@@ -196,8 +196,9 @@ func (c *child) do(o *proto.Op, index uintptr) (uintptr, syscall.Errno) {
 	case proto.PseudoStore64:
 		*(*uint64)(unsafe.Add(c.data, o.Arg[0])) = uint64(c.args[1])
 	case proto.PseudoClone:
-		c.clone2.flags = uint64(c.args[0]) | unix.CLONE_PARENT | unix.CLONE_PIDFD
-		pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone2)), unsafe.Sizeof(c.clone2), 0)
+		// clone(2), whose third argument receives the pidfd on all our architectures: seccomp filters refuse clone3.
+		flags := c.args[0] | unix.CLONE_PARENT | unix.CLONE_PIDFD
+		pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, uintptr(unsafe.Pointer(&c.pidfd2)), 0, 0, 0)
 		if e != 0 || pid == 0 {
 			return 0, e
 		}

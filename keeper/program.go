@@ -77,7 +77,6 @@ func (c *child) fill(e *ends, passed []int, s *proto.Spawn, nofile unix.Rlimit) 
 		c.clone.flags |= unix.CLONE_INTO_CGROUP
 		c.clone.cgroup = uint64(passed[s.Cgroup])
 	}
-	c.clone2 = cloneArgs{pidfd: uint64(uintptr(unsafe.Pointer(&c.pidfd2)))}
 	c.nofile = nofile
 	c.report = uintptr(e.report)
 	for i, fd := range append([]int{e.report, e.stdin, e.stdout, e.stderr}, passed...) {

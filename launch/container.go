@@ -16,7 +16,7 @@ import (
 // charged; namespaces before the mounts that show them (sysfs, mqueue, proc); the root is changed when nothing outside
 // is needed any more; then rights go away step by step, those that the next step needs last.
 func Container(d *Description, f Facts) (*Plan, error) {
-	if err := d.check(); err != nil {
+	if err := d.check(f); err != nil {
 		return nil, err
 	}
 	all, err := points(d, f)
@@ -28,13 +28,14 @@ func Container(d *Description, f Facts) (*Plan, error) {
 	if d.PID == PIDOwn {
 		flags |= unix.CLONE_NEWPID
 	}
+	p.holdStdio()
 	own := p.beforeNamespaces(&d.Process, f)
 	p.joinCgroup(d.Cgroup, !d.HostCgroupNS)
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
 	if d.PID == PIDJoin {
-		// From here on, new mounts of proc and children are of that namespace; the process itself stays in the keeper's.
+		// From here on children are of that namespace; the process itself stays in the keeper's.
 		p.join(d.PIDNS, unix.CLONE_NEWPID, "join pid namespace")
 	}
 	p.files(d, all)
@@ -42,12 +43,14 @@ func Container(d *Description, f Facts) (*Plan, error) {
 	return p.plan(flags, d.Cgroup), nil
 }
 
-func (d *Description) check() error {
+func (d *Description) check(f Facts) error {
 	switch {
 	case d.Root == NoFD:
 		return errs.Newf(errs.Invalid, "no root file system")
 	case d.PID == PIDJoin && d.PIDNS == NoFD:
 		return errs.Newf(errs.Invalid, "no pid namespace to join")
+	case d.PID == PIDJoin && d.PIDMount == NoFD && !f.ProcPIDNS:
+		return errs.Newf(errs.Invalid, "no mount of proc for the pid namespace")
 	case d.UserNS != NoFD:
 		return errs.Newf(errs.Unsupported, "user namespaces are not supported yet")
 	}

@@ -26,6 +26,7 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 			p.stdioFDs[i] = p.fd(f)
 		}
 	}
+	p.holdStdio()
 	own := p.beforeNamespaces(&d.Process, f)
 	p.joinCgroup(d.Cgroup, false)
 	flags := unix.CLONE_NEWNS

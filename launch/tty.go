@@ -8,6 +8,15 @@ import (
 	"crishim.dev/proto"
 )
 
+// holdStdio occupies the descriptors 0, 1 and 2, which are free when a program begins, until stdio sets them: else they would be given to
+// what the program opens, and dup3 refuses to copy a descriptor onto itself.
+func (p *prog) holdStdio() {
+	p.label = "hold stdio"
+	for range 3 {
+		p.do(unix.SYS_OPENAT, imm(atCWD), p.str("/"), imm(unix.O_PATH|unix.O_CLOEXEC), imm(0))
+	}
+}
+
 // stdio gives the process its descriptors 0, 1 and 2.
 func (p *prog) stdio(d *Process, console bool) {
 	if d.TTY {
