@@ -203,15 +203,18 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// defaultFilter is the default profile for a container with these capabilities.
+func defaultFilter(t testing.TB, caps []string) *launch.Seccomp {
+	t.Helper()
+	f := must[*seccomp.Filter](t)(seccomp.Default().Compile(seccomp.Target{Arch: runtime.GOARCH, Major: 6, Minor: 1, Caps: caps}))
+	return &launch.Seccomp{Code: f.Code, Flags: f.Flags, Narrow: f.Narrow}
+}
+
 func TestSeccomp(t *testing.T) {
-	f, err := seccomp.Default().Compile(seccomp.Target{Arch: runtime.GOARCH, Major: 6, Minor: 1, Caps: launch.DefaultCaps.Names()})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, nnp := range []bool{false, true} {
 		b := newBox(t, "cat /proc/self/status; mount -t tmpfs none /tmp || echo refused")
 		b.NoNewPrivileges, b.Caps = nnp, launch.DefaultCaps|1<<21
-		b.Seccomp = &launch.Seccomp{Code: f.Code, Flags: f.Flags, Narrow: f.Narrow}
+		b.Seccomp = defaultFilter(t, launch.DefaultCaps.Names())
 		out, _ := b.run(t)
 		if field(out, "Seccomp") != "2" || field(out, "Seccomp_filters") != "1" || !strings.Contains(out, "refused") {
 			t.Errorf("no_new_privs %v: %s", nnp, out)

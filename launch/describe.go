@@ -45,6 +45,9 @@ type Description struct {
 	// PID says which pid namespace; PIDNS is the one to join with PIDJoin.
 	PID   PIDMode
 	PIDNS FD
+	// PIDMount is the mount namespace of a process in PIDNS (the pod's init, the target's first process), where proc is mounted. Only
+	// used, and then needed, with PIDJoin where Facts.ProcPIDNS is false.
+	PIDMount FD
 	// UserNS is the pod's user namespace, or NoFD. NetNS, IPCNS and UTSNS then belong to it.
 	UserNS FD
 	// HostCgroupNS leaves the process in the keeper's cgroup namespace; else it gets its own, rooted at its cgroup.

@@ -14,6 +14,9 @@ type Facts struct {
 	OOMScoreAdjMin int
 	// Rlimits are the hard limits that can't be exceeded here, by resource; empty with CAP_SYS_RESOURCE.
 	Rlimits map[int]uint64
+	// ProcPIDNS says that proc can be mounted for any pid namespace ("pidns=", Linux 6.17). Before, it is that of the process which
+	// mounts: setns does not count.
+	ProcPIDNS bool
 	// CgroupVersion is 1 or 2.
 	CgroupVersion int
 	// Hierarchies are the cgroup v1 hierarchies, in the order in which the host has them.
@@ -33,7 +36,8 @@ type Hierarchy struct {
 // FromKernel picks what programs depend on.
 func FromKernel(k kernel.Facts) Facts {
 	f := Facts{
-		Caps: CapSet(k.Caps), LastCap: k.LastCap, OOMScoreAdjMin: k.OOMScoreAdjMin, Rlimits: k.Rlimits, CgroupVersion: k.CgroupVersion,
+		Caps: CapSet(k.Caps), LastCap: k.LastCap, OOMScoreAdjMin: k.OOMScoreAdjMin, Rlimits: k.Rlimits,
+		ProcPIDNS: k.Features.ProcPIDNS, CgroupVersion: k.CgroupVersion,
 	}
 	for _, h := range k.Hierarchies {
 		f.Hierarchies = append(f.Hierarchies, Hierarchy(h))

@@ -68,7 +68,7 @@ func v1Facts() launch.Facts {
 }
 
 func v2Facts() launch.Facts {
-	return launch.Facts{Caps: launch.AllCaps, LastCap: 40, OOMScoreAdjMin: -1000, CgroupVersion: 2}
+	return launch.Facts{Caps: launch.AllCaps, LastCap: 40, OOMScoreAdjMin: -1000, CgroupVersion: 2, ProcPIDNS: true}
 }
 
 // minimal is a container as kubelet asks for without any options. Descriptors: 0 root, 1 dev, 2 shm, 3..5 namespaces, 6 cgroup.
@@ -114,6 +114,7 @@ func TestGoldenContainer(t *testing.T) {
 		{"podpid", v2Facts(), func(d *launch.Description) {
 			d.Cgroup, d.PID, d.PIDNS, d.NoNewPrivileges = launch.Cgroup{Dir: 6}, launch.PIDJoin, 7, true
 		}},
+		{"podpid-old", v1Facts(), func(d *launch.Description) { d.PID, d.PIDNS, d.PIDMount = launch.PIDJoin, 7, 8 }},
 		{"podpid-narrow", v2Facts(), func(d *launch.Description) {
 			d.Cgroup, d.PID, d.PIDNS, d.Seccomp.Narrow = launch.Cgroup{Dir: 6}, launch.PIDJoin, 7, true
 		}},

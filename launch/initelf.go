@@ -50,6 +50,7 @@ func InitELF(goarch string) ([]byte, error) {
 // initCode is the program. Its data, at the offset data: the set {SIGTERM}, then the action SIG_IGN.
 func initCode(a assembler, data int) {
 	set, action := address(data), address(data+8)
+	a.call("prctl", number(unix.PR_SET_DUMPABLE), number(0)) // other processes of its user are not to trace it
 	a.call("rt_sigprocmask", number(unix.SIG_BLOCK), set, number(0), number(8))
 	a.call("rt_sigaction", number(unix.SIGCHLD), action, number(0), number(8))
 	wait := a.here()
@@ -86,7 +87,7 @@ func (a *amd64) emit(op []byte, imm int) {
 }
 
 func (a *amd64) call(name string, args ...operand) {
-	nr := map[string]int{"rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigtimedwait": 128, "exit_group": 231}[name]
+	nr := map[string]int{"rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigtimedwait": 128, "prctl": 157, "exit_group": 231}[name]
 	mov := [][]byte{{0xbf}, {0xbe}, {0xba}, {0x41, 0xba}}                                           // mov edi|esi|edx|r10d, imm32
 	lea := [][]byte{{0x48, 0x8d, 0x3d}, {0x48, 0x8d, 0x35}, {0x48, 0x8d, 0x15}, {0x4c, 0x8d, 0x15}} // lea rdi|…, [rip+imm32]
 	for i, o := range args {
@@ -113,7 +114,7 @@ func (a *arm64) bytes() []byte { return a.code }
 func (a *arm64) emit(word uint32) { a.code = binary.LittleEndian.AppendUint32(a.code, word) }
 
 func (a *arm64) call(name string, args ...operand) {
-	nr := map[string]uint32{"rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigtimedwait": 137, "exit_group": 94}[name]
+	nr := map[string]uint32{"rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigtimedwait": 137, "prctl": 167, "exit_group": 94}[name]
 	for i, o := range args {
 		if o.address {
 			d := uint32(o.value - len(a.code))

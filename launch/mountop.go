@@ -19,8 +19,11 @@ const (
 // mountAttrSize is the size of struct mount_attr.
 const mountAttrSize = 32
 
-// option is a mount option: key=value, or a flag when value is empty.
-type option struct{ key, value string }
+// option is a mount option: key=value, a descriptor, or else a flag.
+type option struct {
+	key, value string
+	fd         arg
+}
 
 // Lists of errnos, named for what they stand for.
 var (
@@ -44,11 +47,14 @@ func (p *prog) in(ignore []unix.Errno, root arg, path string, flags int) reg {
 // newFS makes a detached mount of a new file system instance, whose source is shown as its type.
 func (p *prog) newFS(fstype string, attrs int, options ...option) reg {
 	fs := p.open(nil, unix.SYS_FSOPEN, p.str(fstype), imm(unix.FSOPEN_CLOEXEC))
-	for _, o := range append([]option{{"source", fstype}}, options...) {
-		if o.value == "" {
-			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_FLAG), p.str(o.key), imm(0), imm(0))
-		} else {
+	for _, o := range append([]option{{key: "source", value: fstype}}, options...) {
+		switch {
+		case o.fd.kind == proto.FD:
+			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_FD), p.str(o.key), imm(0), o.fd)
+		case o.value != "":
 			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_STRING), p.str(o.key), p.str(o.value), imm(0))
+		default:
+			p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_SET_FLAG), p.str(o.key), imm(0), imm(0))
 		}
 	}
 	p.do(unix.SYS_FSCONFIG, fs.arg(), imm(unix.FSCONFIG_CMD_CREATE), imm(0), imm(0), imm(0))
@@ -62,6 +68,8 @@ func (p *prog) clone(ignore []unix.Errno, dir arg, path string, recursive bool) 
 	flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_NO_AUTOMOUNT
 	if path == "" {
 		flags |= unix.AT_EMPTY_PATH
+	} else {
+		flags |= unix.AT_SYMLINK_NOFOLLOW
 	}
 	if recursive {
 		flags |= unix.AT_RECURSIVE

@@ -16,7 +16,8 @@ const (
 )
 
 // PodInit compiles the start of a pod's first process. It has nothing that a process which shares its pid namespace, and
-// may trace it, could make use of: an empty root, no user, no rights, no descriptors, and none of the host's namespaces.
+// may trace it, could make use of: an empty root, no user, no rights, no descriptors, and none of the host's namespaces. On kernels without
+// Facts.ProcPIDNS its root has /proc, from where the pod's containers get theirs.
 func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	if d.Binary == NoFD {
 		return nil, errs.Newf(errs.Invalid, "no binary")
@@ -33,8 +34,17 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
 	p.privateMounts()
 	p.label = "mount an empty root"
-	root := p.newFS("tmpfs", nosuid|nodev|noexec|rdonly, option{"mode", "555"}, option{"nr_inodes", "2"}, option{"size", "4k"})
+	root := p.newFS("tmpfs", nosuid|nodev|noexec, option{key: "mode", value: "555"}, option{key: "nr_inodes", value: "3"}, option{key: "size", value: "4k"})
 	p.attachRoot(root.arg())
+	if !f.ProcPIDNS {
+		p.label = "mount /proc"
+		p.do(unix.SYS_MKDIRAT, root.arg(), p.str("proc"), imm(0o555))
+		t, proc := p.at(nil, root.arg(), "proc", unix.O_PATH), p.newFS("proc", nosuid|nodev|noexec)
+		p.attach(nil, proc.arg(), t.arg())
+		p.close(proc)
+		p.close(t)
+	}
+	p.setAttr(nil, root.arg(), rdonly)
 	p.pivot(root.arg())
 	p.close(root)
 	p.limits(who, f)

@@ -22,18 +22,37 @@ func standard(d *Description, f Facts) []point {
 	}
 	shm := point{target: "/dev/shm", fd: d.Shm}
 	if d.Shm == NoFD {
-		shm.make = fs("tmpfs", nosuid|nodev|noexec, option{"mode", "1777"}, option{"size", "65536k"})
+		shm.make = fs("tmpfs", nosuid|nodev|noexec, option{key: "mode", value: "1777"}, option{key: "size", value: "65536k"})
 	}
 	list := []point{
-		{target: "/proc", fd: NoFD, make: fs("proc", nosuid|nodev|noexec)},
+		{target: "/proc", fd: NoFD, make: func(p *prog) reg { return p.proc(d, f) }},
 		{target: "/dev", fd: d.Dev},
 		{target: "/dev/pts", fd: NoFD, make: fs("devpts", nosuid|noexec,
-			option{"newinstance", ""}, option{"ptmxmode", "0666"}, option{"mode", "0620"}, option{"gid", "5"})},
+			option{key: "newinstance"}, option{key: "ptmxmode", value: "0666"}, option{key: "mode", value: "0620"}, option{key: "gid", value: "5"})},
 		{target: "/dev/mqueue", fd: NoFD, make: fs("mqueue", nosuid|nodev|noexec)},
 		shm,
 		{target: "/sys", fd: NoFD, make: fs("sysfs", sys)},
 	}
 	return append(list, cgroupPoint(cgroup, f))
+}
+
+// proc mounts proc for the container's pid namespace.
+//
+// Where that was joined, the process itself is not in it, and must not be before execve. So the kernel is told, or, when it
+// does not know the option yet, the mount is taken from a process that is there.
+func (p *prog) proc(d *Description, f Facts) reg {
+	if d.PID != PIDJoin {
+		return p.newFS("proc", nosuid|nodev|noexec)
+	}
+	if f.ProcPIDNS {
+		return p.newFS("proc", nosuid|nodev|noexec, option{key: "pidns", fd: p.fd(d.PIDNS)})
+	}
+	own := p.at(nil, imm(atCWD), "/proc/self/ns/mnt", unix.O_RDONLY)
+	p.do(unix.SYS_SETNS, p.fd(d.PIDMount), imm(unix.CLONE_NEWNS))
+	m := p.clone(nil, imm(atCWD), "/proc", false)
+	p.do(unix.SYS_SETNS, own.arg(), imm(unix.CLONE_NEWNS))
+	p.close(own)
+	return m
 }
 
 // cgroupPoint is /sys/fs/cgroup: the unified hierarchy, or a tmpfs with a directory for each hierarchy and links for
@@ -45,7 +64,7 @@ func cgroupPoint(attrs int, f Facts) point {
 		return pt
 	}
 	pt.make = func(p *prog) reg {
-		return p.newFS("tmpfs", attrs&^rdonly, option{"mode", "755"})
+		return p.newFS("tmpfs", attrs&^rdonly, option{key: "mode", value: "755"})
 	}
 	pt.finish = func(p *prog, m reg) {
 		for _, h := range f.Hierarchies {
@@ -65,10 +84,10 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 	p.do(unix.SYS_MKDIRAT, dir, p.str(h.Dir), imm(0o755))
 	var options []option
 	if h.Name != "" {
-		options = append(options, option{"name", h.Name})
+		options = append(options, option{key: "name", value: h.Name})
 	}
 	for _, c := range h.Controllers {
-		options = append(options, option{c, ""})
+		options = append(options, option{key: c})
 		if c != h.Dir && strings.Contains(h.Dir, ",") {
 			p.do(unix.SYS_SYMLINKAT, p.str(h.Dir), dir, p.str(c))
 		}
@@ -84,7 +103,7 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 // directory. Clones of them hide paths, all from one file system.
 func (p *prog) masks() reg {
 	p.label = "prepare masks"
-	m := p.newFS("tmpfs", nosuid|noexec, option{"mode", "755"})
+	m := p.newFS("tmpfs", nosuid|noexec, option{key: "mode", value: "755"})
 	p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
 	p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
 	p.do(unix.SYS_MKDIRAT, m.arg(), p.str("empty"), imm(0o755))

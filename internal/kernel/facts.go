@@ -38,6 +38,8 @@ type Facts struct {
 type Features struct {
 	// LowerdirPlus: overlay takes its lower layers one by one ("lowerdir+", Linux 6.7).
 	LowerdirPlus bool
+	// ProcPIDNS: proc can be mounted for a pid namespace that is named ("pidns", Linux 6.17).
+	ProcPIDNS bool
 	// MemfdExec: memfd_create takes MFD_EXEC (Linux 6.3).
 	MemfdExec bool
 	// MountSetattr: mount_setattr, which recursive read-only and id-mapped mounts need (Linux 5.12).

@@ -71,6 +71,9 @@ func TestProbe(t *testing.T) {
 	if got := f.Features.LowerdirPlus; got != f.AtLeast(6, 7) {
 		t.Errorf("lowerdir+ %v on %s", got, f.Release)
 	}
+	if got := f.Features.ProcPIDNS; got != f.AtLeast(6, 17) {
+		t.Errorf("pidns of proc %v on %s", got, f.Release)
+	}
 	if !f.Features.MountSetattr || !f.Features.CloneIntoCgroup || !f.Features.Seccomp {
 		t.Errorf("features %+v on %s", f.Features, f.Release)
 	}

@@ -13,7 +13,8 @@ import (
 func probeFeatures() Features {
 	actions := strings.Fields(firstLine("/proc/sys/kernel/seccomp/actions_avail"))
 	return Features{
-		LowerdirPlus:    probeLowerdirPlus(),
+		LowerdirPlus:    probeOption("overlay", "lowerdir+", "/"),
+		ProcPIDNS:       probeOption("proc", "pidns", "/proc/self/ns/pid"),
 		MemfdExec:       probeMemfdExec(),
 		MountSetattr:    !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}), unix.ENOSYS),
 		CloneIntoCgroup: probeCloneIntoCgroup(),
@@ -22,14 +23,14 @@ func probeFeatures() Features {
 	}
 }
 
-// probeLowerdirPlus offers overlay one layer; nothing is mounted.
-func probeLowerdirPlus() bool {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+// probeOption offers a file system one option; nothing is mounted.
+func probeOption(fstype, key, value string) bool {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+	return unix.FsconfigSetString(fs, key, value) == nil
 }
 
 func probeMemfdExec() bool {
