@@ -217,7 +217,9 @@ func TestKubelet09_SameNameAndConfigIsTheSameID(t *testing.T) {
 	if err != nil || twin.GetContainerId() != c.ID {
 		t.Errorf("same container again: %v, %v; want %s", twin, err, c.ID)
 	}
-	changed := kit.PodConfig(t, n, func(p *cri.PodSandboxConfig) { p.Metadata, p.Hostname, p.LogDirectory = pod.Config.Metadata, "another", pod.Config.LogDirectory })
+	changed := kit.PodConfig(t, n, func(p *cri.PodSandboxConfig) {
+		p.Metadata, p.Hostname, p.LogDirectory = pod.Config.Metadata, "another", pod.Config.LogDirectory
+	})
 	_, err = n.Runtime.RunPodSandbox(kit.Context(t), &cri.RunPodSandboxRequest{Config: changed})
 	wantCode(t, err, codes.AlreadyExists, "hostname")
 	other := kit.ContainerConfig(t, testimage.Busybox, []string{"other"}, func(o *cri.ContainerConfig) { o.Metadata, o.LogPath = c.Config.Metadata, c.Config.LogPath })
