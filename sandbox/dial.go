@@ -50,18 +50,6 @@ func (m *Manager) Dial(ctx context.Context, s Sandbox, port uint16) (net.Conn, e
 	return nil, errs.As(errs.Unavailable, fmt.Errorf("connect to port %d of pod %s: %w", port, s.ID, errors.Join(all...)))
 }
 
-// NetlinkSocket opens a NETLINK_ROUTE socket inside the pod's network namespace, for statistics; the caller closes it.
-func (m *Manager) NetlinkSocket(ctx context.Context, id ID) (*os.File, error) {
-	list, err := m.sockets(ctx, id, []launch.Socket{{Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_ROUTE}})
-	if err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
-		return nil, errs.Newf(errs.Unsupported, "open a netlink socket in pod %s: the kernel has none", id)
-	}
-	return list[0], nil
-}
-
 // sockets lets the keeper open sockets in the pod's network namespace, which this process never enters.
 func (m *Manager) sockets(ctx context.Context, id ID, list []launch.Socket) ([]*os.File, error) {
 	var files launch.FDList

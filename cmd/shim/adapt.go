@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/config"
+	"crishim.dev/image"
+	"crishim.dev/internal/kernel"
+	"crishim.dev/launch"
+	"crishim.dev/server"
+)
+
+// imageAdapter shows the image store in CRI's terms.
+type imageAdapter struct{ store *image.Store }
+
+// Pull implements server.Images.
+func (a imageAdapter) Pull(ctx context.Context, ref string, auth *cri.AuthConfig) (string, error) {
+	var login *image.Auth
+	if auth != nil {
+		login = &image.Auth{
+			Username: auth.GetUsername(), Password: auth.GetPassword(), Auth: auth.GetAuth(), ServerAddress: auth.GetServerAddress(),
+			IdentityToken: auth.GetIdentityToken(), RegistryToken: auth.GetRegistryToken(),
+		}
+	}
+	img, err := a.store.Pull(ctx, ref, login)
+	return img.ID, err
+}
+
+// Resolve implements server.Images.
+func (a imageAdapter) Resolve(ref string) (server.Image, error) {
+	img, err := a.store.Resolve(ref)
+	if err != nil {
+		return server.Image{}, err
+	}
+	return criImage(img), nil
+}
+
+// List implements server.Images.
+func (a imageAdapter) List() []server.Image {
+	list := a.store.List()
+	out := make([]server.Image, 0, len(list))
+	for _, img := range list {
+		out = append(out, criImage(img))
+	}
+	return out
+}
+
+// Remove implements server.Images.
+func (a imageAdapter) Remove(ctx context.Context, ref string) error { return a.store.Remove(ctx, ref) }
+
+// Import implements server.Importer.
+func (a imageAdapter) Import(ctx context.Context, path string, names []string) ([]server.Image, error) {
+	list, err := a.store.Import(ctx, path, image.ImportOptions{Names: names})
+	out := make([]server.Image, 0, len(list))
+	for _, img := range list {
+		out = append(out, criImage(img))
+	}
+	return out, err
+}
+
+// Usage implements server.Images.
+func (a imageAdapter) Usage(ctx context.Context) (images, containers *cri.FilesystemUsage, err error) {
+	i, c, err := a.store.Usage(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := time.Now().UnixNano()
+	usage := func(u image.FSUsage) *cri.FilesystemUsage {
+		return &cri.FilesystemUsage{
+			Timestamp: now, FsId: &cri.FilesystemIdentifier{Mountpoint: u.MountPoint},
+			UsedBytes: &cri.UInt64Value{Value: u.Bytes}, InodesUsed: &cri.UInt64Value{Value: u.Inodes},
+		}
+	}
+	return usage(i), usage(c), nil
+}
+
+// criImage translates an image; its user is a number or a name, without the group.
+func criImage(img image.Image) server.Image {
+	out := &cri.Image{
+		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned,
+		Spec: &cri.ImageSpec{Image: img.ID},
+	}
+	user, _, _ := strings.Cut(img.Config.User, ":")
+	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
+		out.Uid = &cri.Int64Value{Value: uid}
+	} else {
+		out.Username = user
+	}
+	return server.Image{CRI: out, Info: func() map[string]string {
+		b, err := json.Marshal(map[string]any{"imageSpec": map[string]any{
+			"config": img.Config, "architecture": img.Architecture, "os": img.OS, "layers": img.Layers,
+		}})
+		if err != nil { // strings and maps of strings only
+			return nil
+		}
+		return map[string]string{"info": string(b)}
+	}}
+}
+
+// rlimits are the configured limits of containers in the kernel's terms.
+func rlimits(l config.Limits) []launch.Rlimit {
+	size := func(n int64) uint64 {
+		if n < 0 {
+			return unix.RLIM_INFINITY
+		}
+		return uint64(n)
+	}
+	out := []launch.Rlimit{{Resource: unix.RLIMIT_CORE, Soft: size(l.Core), Hard: size(l.Core)}}
+	if l.NoFile != 0 {
+		out = append(out, launch.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: l.NoFile, Hard: l.NoFile})
+	}
+	nproc := l.NProc
+	if nproc == 0 {
+		nproc = unix.RLIM_INFINITY
+	}
+	out = append(out, launch.Rlimit{Resource: unix.RLIMIT_NPROC, Soft: nproc, Hard: nproc})
+	if l.MemLock != 0 {
+		out = append(out, launch.Rlimit{Resource: unix.RLIMIT_MEMLOCK, Soft: size(l.MemLock), Hard: size(l.MemLock)})
+	}
+	return out
+}
+
+// handlers are the configured runtime handlers; each is shim itself under another name.
+func handlers(configured map[string]config.Handler, host kernel.Facts) []server.Handler {
+	var out []server.Handler
+	for _, name := range slices.Sorted(maps.Keys(configured)) {
+		out = append(out, server.Handler{Name: name, RecursiveReadOnlyMounts: host.Features.MountSetattr})
+	}
+	return out
+}
