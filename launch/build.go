@@ -19,26 +19,19 @@ type arg struct {
 // reg is a register of the program. Registers hold descriptors that the program opened.
 type reg uint8
 
-// prog writes a program op by op. label names the ops that follow.
-type prog struct {
+// code writes a program op by op.
+type code struct {
 	proto.Program
-	label string
+	// name is the label of the ops that follow.
+	name string
 	// strings and arrays are where equal data was stored before.
 	strings, arrays map[string]uint64
 	inUse           [proto.NumRegs]bool
 	// used has the passed descriptors that an op has named, in order of their first use.
 	used []FD
-	// stdio are the descriptors that become 0, 1 and 2; master is the tag under which a pty's master is reported.
-	stdioFDs [3]arg
-	master   int
 }
 
-func newProg() *prog {
-	return &prog{
-		strings: map[string]uint64{}, arrays: map[string]uint64{},
-		stdioFDs: [3]arg{std(proto.FDStdin), std(proto.FDStdout), std(proto.FDStderr)}, master: proto.TagPTY,
-	}
-}
+func newCode() *code { return &code{strings: map[string]uint64{}, arrays: map[string]uint64{}} }
 
 func imm[T ~int | ~uint64 | ~uint32](v T) arg { return arg{proto.Imm, uint64(v)} }
 func (r reg) arg() arg                        { return arg{proto.Reg, uint64(r)} }
@@ -46,7 +39,7 @@ func (r reg) arg() arg                        { return arg{proto.Reg, uint64(r)}
 // std is one of proto.FDReport, FDStdin, FDStdout and FDStderr.
 func std(i int) arg { return arg{proto.FD, uint64(i)} }
 
-func (p *prog) fd(f FD) arg {
+func (p *code) fd(f FD) arg {
 	seen := false
 	for _, u := range p.used {
 		seen = seen || u == f
@@ -57,8 +50,11 @@ func (p *prog) fd(f FD) arg {
 	return arg{proto.FD, proto.FDPassed + uint64(f)}
 }
 
+// step names the ops that follow.
+func (p *code) step(label string) { p.name = label }
+
 // str is a NUL-terminated string in the data block; equal ones are stored once.
-func (p *prog) str(s string) arg {
+func (p *code) str(s string) arg {
 	off, ok := p.strings[s]
 	if !ok {
 		off = uint64(len(p.Data))
@@ -69,7 +65,7 @@ func (p *prog) str(s string) arg {
 }
 
 // bytes is b in the data block, aligned to 8 bytes.
-func (p *prog) bytes(b []byte) arg {
+func (p *code) bytes(b []byte) arg {
 	for len(p.Data)%8 != 0 {
 		p.Data = append(p.Data, 0)
 	}
@@ -79,7 +75,7 @@ func (p *prog) bytes(b []byte) arg {
 }
 
 // words is an array of 64-bit words in the data block; equal ones are stored once. No op writes to it.
-func (p *prog) words(w ...uint64) arg {
+func (p *code) words(w ...uint64) arg {
 	b := make([]byte, 0, 8*len(w))
 	for _, v := range w {
 		b = binary.NativeEndian.AppendUint64(b, v)
@@ -93,7 +89,7 @@ func (p *prog) words(w ...uint64) arg {
 }
 
 // vector is a NULL-terminated array of pointers to strings.
-func (p *prog) vector(list []string) arg {
+func (p *code) vector(list []string) arg {
 	w := make([]uint64, 0, len(list)+1)
 	for _, s := range list {
 		w = append(w, p.str(s).v)
@@ -110,18 +106,18 @@ func (p *prog) vector(list []string) arg {
 }
 
 // do adds a system call (or pseudo-operation) and returns it for ignore and flags; the pointer is good until the next op.
-func (p *prog) do(nr int, args ...arg) *proto.Op {
+func (p *code) do(nr int, args ...arg) *proto.Op {
 	op := proto.Op{NR: uint32(nr), Result: proto.NoResult}
 	for i, a := range args {
 		op.Kind[i], op.Arg[i] = a.kind, a.v
 	}
 	p.Ops = append(p.Ops, op)
-	p.Labels = append(p.Labels, p.label)
+	p.Labels = append(p.Labels, p.name)
 	return &p.Ops[len(p.Ops)-1]
 }
 
 // try is do with errnos that do not fail the program.
-func (p *prog) try(ignore []unix.Errno, nr int, args ...arg) *proto.Op {
+func (p *code) try(ignore []unix.Errno, nr int, args ...arg) *proto.Op {
 	op := p.do(nr, args...)
 	for i, e := range ignore {
 		op.Ignore[i] = uint16(e)
@@ -131,7 +127,7 @@ func (p *prog) try(ignore []unix.Errno, nr int, args ...arg) *proto.Op {
 
 // open is try for calls that return a descriptor. Until close, the register is not used again. When the call fails with an
 // ignored errno the register holds a negative number: later uses fail with EBADF.
-func (p *prog) open(ignore []unix.Errno, nr int, args ...arg) reg {
+func (p *code) open(ignore []unix.Errno, nr int, args ...arg) reg {
 	op := p.try(ignore, nr, args...)
 	for i, used := range p.inUse {
 		if !used {
@@ -144,12 +140,12 @@ func (p *prog) open(ignore []unix.Errno, nr int, args ...arg) reg {
 }
 
 // close closes the descriptor in r and frees the register.
-func (p *prog) close(r reg) {
+func (p *code) close(r reg) {
 	p.try([]unix.Errno{unix.EBADF}, unix.SYS_CLOSE, r.arg())
 	p.inUse[r] = false
 }
 
 // plan finishes the program.
-func (p *prog) plan(flags uint64, c Cgroup) *Plan {
+func (p *code) plan(flags uint64, c Cgroup) *Plan {
 	return &Plan{Program: &p.Program, CloneFlags: flags, Cgroup: int(c.Dir)}
 }

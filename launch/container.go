@@ -23,13 +23,14 @@ func Container(d *Description, f Facts) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := newProg()
+	p := newLaunchee(&d.Process, f)
+	p.second, p.console = d.PID == PIDJoin, true
 	flags := uint64(unix.CLONE_NEWNS)
 	if d.PID == PIDOwn {
 		flags |= unix.CLONE_NEWPID
 	}
 	p.holdStdio()
-	own := p.beforeNamespaces(&d.Process, f)
+	p.before()
 	p.joinCgroup(d.Cgroup, !d.HostCgroupNS)
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
@@ -39,7 +40,7 @@ func Container(d *Description, f Facts) (*Plan, error) {
 		p.join(d.PIDNS, unix.CLONE_NEWPID, "join pid namespace")
 	}
 	p.files(d, all)
-	p.process(&d.Process, f, tail{own: own, second: d.PID == PIDJoin, console: true})
+	p.run()
 	return p.plan(flags, d.Cgroup), nil
 }
 
@@ -72,12 +73,12 @@ func (p *prog) files(d *Description, all []point) {
 		masks = p.masks()
 	}
 	root := p.fd(d.Root)
-	p.label = "mount the root file system"
+	p.step("mount the root file system")
 	p.attachRoot(root)
 	p.mountAll(root, all)
 	if cwd := path.Clean(d.Cwd); path.IsAbs(cwd) {
 		if from := madeInside(all, cwd, false); from >= 0 {
-			p.label = "make working directory " + cwd
+			p.step("make working directory " + cwd)
 			// What can't be made may be there all the same, where only the user can look (NFS): chdir will tell.
 			p.makePath(root, parts(cwd), from, false, []unix.Errno{unix.EEXIST, unix.EACCES, unix.EROFS, unix.EBADF})
 		}
@@ -92,7 +93,7 @@ func (p *prog) files(d *Description, all []point) {
 		p.close(masks)
 	}
 	if d.ReadOnlyRoot {
-		p.label = "make the root file system read-only"
+		p.step("make the root file system read-only")
 		p.setAttr(nil, root, rdonly)
 	}
 	p.pivot(root)

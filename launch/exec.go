@@ -19,15 +19,15 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 	if err := d.Process.check(); err != nil {
 		return nil, err
 	}
-	p := newProg()
-	p.master = proto.TagReturn
+	p := newLaunchee(&d.Process, f)
+	p.second, p.master = !d.HostPID, proto.TagReturn
 	for i, f := range d.Stdio {
 		if given := []bool{d.Stdin, d.Stdout, d.Stderr}[i]; given && !d.TTY {
 			p.stdioFDs[i] = p.fd(f)
 		}
 	}
 	p.holdStdio()
-	own := p.beforeNamespaces(&d.Process, f)
+	p.before()
 	p.joinCgroup(d.Cgroup, false)
 	flags := unix.CLONE_NEWNS
 	for _, ns := range []struct {
@@ -45,8 +45,8 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 			flags |= ns.flag
 		}
 	}
-	p.label = "join the container's namespaces"
+	p.step("join the container's namespaces")
 	p.do(unix.SYS_SETNS, p.fd(d.PIDFD), imm(flags))
-	p.process(&d.Process, f, tail{own: own, second: !d.HostPID})
+	p.run()
 	return p.plan(0, d.Cgroup), nil
 }

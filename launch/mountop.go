@@ -8,6 +8,11 @@ import (
 	"crishim.dev/proto"
 )
 
+// prog writes the calls that launch programs are made of.
+type prog struct{ *code }
+
+func newProg() *prog { return &prog{newCode()} }
+
 // Mount attributes of the standard mounts.
 const (
 	nosuid = unix.MOUNT_ATTR_NOSUID
@@ -94,13 +99,13 @@ func (p *prog) writeFile(ignore []unix.Errno, f arg, value string) {
 
 // privateMounts cuts the mount namespace off from the one it was copied from.
 func (p *prog) privateMounts() {
-	p.label = "make mounts private"
+	p.step("make mounts private")
 	p.do(unix.SYS_MOUNT, imm(0), p.str("/"), imm(0), imm(unix.MS_REC|unix.MS_PRIVATE), imm(0))
 }
 
 // pivot makes the mount root, attached at /r, the root of the mount namespace and lets go of everything else.
 func (p *prog) pivot(root arg) {
-	p.label = "change root"
+	p.step("change root")
 	p.do(unix.SYS_FCHDIR, root)
 	p.do(unix.SYS_PIVOT_ROOT, p.str("."), p.str("."))
 	p.do(unix.SYS_UMOUNT2, p.str("."), imm(unix.MNT_DETACH))
@@ -117,12 +122,12 @@ const atCWD = ^uint64(99)
 
 // joinCgroup puts the process into its v1 cgroups; v2's is part of the clone.
 func (p *prog) joinCgroup(c Cgroup, own bool) {
-	p.label = "join cgroup"
+	p.step("join cgroup")
 	for _, f := range c.Procs {
 		p.writeFile(nil, p.fd(f), "0")
 	}
 	if own {
-		p.label = "make cgroup namespace"
+		p.step("make cgroup namespace")
 		p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
 	}
 }
@@ -132,12 +137,6 @@ func (p *prog) join(f FD, kind int, label string) {
 	if f == NoFD {
 		return
 	}
-	p.label = label
+	p.step(label)
 	p.do(unix.SYS_SETNS, p.fd(f), imm(kind))
-}
-
-// clonePID makes the second process, in the pid namespace that was joined.
-func (p *prog) clonePID() {
-	p.label = "clone into the pid namespace"
-	p.do(int(proto.PseudoClone), imm(0))
 }

@@ -129,10 +129,10 @@ func (p *prog) mountAll(root arg, all []point) {
 	for i := range all {
 		m := &all[i]
 		if from := madeInside(all[:i], m.target, m.std); from >= 0 {
-			p.label = "make mount point " + m.target
+			p.step("make mount point " + m.target)
 			p.makePath(root, parts(m.target), from, m.file, exists)
 		}
-		p.label = "mount " + m.target
+		p.step("mount " + m.target)
 		p.mountOne(root, m)
 	}
 }

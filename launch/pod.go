@@ -38,17 +38,17 @@ func Pod(d *PodDescription, f Facts) (*Plan, error) {
 	}
 	if d.UserNS != NoFD {
 		p.enterUserNS(d.UserNS)
-		p.label = "make namespaces"
+		p.step("make namespaces")
 		p.do(unix.SYS_UNSHARE, imm(flags))
 		flags = 0
 	}
 	if !d.HostUTS && d.Hostname != "" {
-		p.label = "set host name"
+		p.step("set host name")
 		p.do(unix.SYS_SETHOSTNAME, p.str(d.Hostname), imm(len(d.Hostname)))
 	}
 	p.sysctls(d.Sysctls)
 	p.reportNamespaces(d)
-	p.label = "end"
+	p.step("end")
 	p.do(int(proto.PseudoExit), imm(0))
 	return p.plan(flags, Cgroup{Dir: NoFD}), nil
 }
@@ -56,7 +56,7 @@ func Pod(d *PodDescription, f Facts) (*Plan, error) {
 // enterUserNS joins a user namespace and becomes its root.
 func (p *prog) enterUserNS(f FD) {
 	p.join(f, unix.CLONE_NEWUSER, "join user namespace")
-	p.label = "become root of the user namespace"
+	p.step("become root of the user namespace")
 	p.do(unix.SYS_SETGROUPS, imm(0), imm(0))
 	p.do(unix.SYS_SETGID, imm(0))
 	p.do(unix.SYS_SETUID, imm(0))
@@ -67,11 +67,11 @@ func (p *prog) sysctls(values map[string]string) {
 	if len(values) == 0 {
 		return
 	}
-	p.label = "open /proc/sys"
+	p.step("open /proc/sys")
 	root := p.at(nil, imm(atCWD), "/proc/sys", unix.O_PATH|unix.O_DIRECTORY)
 	how := p.words(unix.O_WRONLY|unix.O_CLOEXEC, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_XDEV)
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		p.label = "set sysctl " + name
+		p.step("set sysctl " + name)
 		f := p.open(nil, unix.SYS_OPENAT2, root.arg(), p.str(sysctlPath(name)), how, imm(unix.SizeofOpenHow))
 		p.writeFile(nil, f.arg(), values[name])
 		p.close(f)
@@ -85,7 +85,7 @@ func (p *prog) reportNamespaces(d *PodDescription) {
 		p.close(r)
 	}
 	if !d.HostNet {
-		p.label = "open netlink socket"
+		p.step("open netlink socket")
 		report(p.open(nil, unix.SYS_SOCKET, imm(unix.AF_NETLINK), imm(unix.SOCK_RAW|unix.SOCK_CLOEXEC), imm(unix.NETLINK_ROUTE)))
 	}
 	for _, ns := range []struct {
@@ -93,7 +93,7 @@ func (p *prog) reportNamespaces(d *PodDescription) {
 		name string
 	}{{d.HostNet, "net"}, {d.HostIPC, "ipc"}, {d.HostUTS, "uts"}} {
 		if !ns.host {
-			p.label = "open " + ns.name + " namespace"
+			p.step("open " + ns.name + " namespace")
 			report(p.at(nil, imm(atCWD), "/proc/self/ns/"+ns.name, unix.O_RDONLY))
 		}
 	}

@@ -25,19 +25,18 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	if d.UserNS != NoFD {
 		return nil, errs.Newf(errs.Unsupported, "user namespaces are not supported yet")
 	}
-	p := newProg()
-	who := &Process{UID: nobody, GID: nobody, OOMScoreAdj: initOOMScoreAdj, NoNewPrivileges: true}
-	p.beforeNamespaces(who, f)
+	p := newLaunchee(&Process{UID: nobody, GID: nobody, OOMScoreAdj: initOOMScoreAdj, NoNewPrivileges: true, Seccomp: d.Seccomp}, f)
+	p.before()
 	p.joinCgroup(d.Cgroup, true)
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
 	p.privateMounts()
-	p.label = "mount an empty root"
+	p.step("mount an empty root")
 	root := p.newFS("tmpfs", nosuid|nodev|noexec, option{key: "mode", value: "555"}, option{key: "nr_inodes", value: "3"}, option{key: "size", value: "4k"})
 	p.attachRoot(root.arg())
 	if !f.ProcPIDNS {
-		p.label = "mount /proc"
+		p.step("mount /proc")
 		p.do(unix.SYS_MKDIRAT, root.arg(), p.str("proc"), imm(0o555))
 		t, proc := p.at(nil, root.arg(), "proc", unix.O_PATH), p.newFS("proc", nosuid|nodev|noexec)
 		p.attach(nil, proc.arg(), t.arg())
@@ -47,18 +46,15 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	p.setAttr(nil, root.arg(), rdonly)
 	p.pivot(root.arg())
 	p.close(root)
-	p.limits(who, f)
-	p.session(who)
-	p.rights(who, f)
-	p.label = "close descriptors"
+	p.limits()
+	p.session()
+	p.rights()
+	p.step("close descriptors")
 	for i := range 3 {
 		p.try(unopened, unix.SYS_CLOSE, imm(i))
 	}
-	p.closeAll(false)
-	if d.Seccomp != nil {
-		p.seccomp(d.Seccomp)
-	}
-	p.label = "exec the pod's init"
+	p.filter()
+	p.step("exec the pod's init")
 	p.do(unix.SYS_EXECVEAT, p.fd(d.Binary), p.str(""), p.vector([]string{"init"}), p.vector(nil), imm(unix.AT_EMPTY_PATH))
 	return p.plan(unix.CLONE_NEWNS|unix.CLONE_NEWPID, d.Cgroup), nil
 }

@@ -14,36 +14,37 @@ import (
 //
 // chdir is made with the user's ids and root's way past permission bits: that finds a directory which only root can enter
 // (as runc does, which tries as root first) as well as one which only the user can (NFS without root).
-func (p *prog) rights(d *Process, f Facts) {
+func (p *launchee) rights() {
+	d, f := p.d, p.f
 	granted := d.Caps & f.Caps
 	ambient := d.Ambient & granted
-	p.label = "drop capabilities"
+	p.step("drop capabilities")
 	for c := range f.LastCap + 1 {
 		if bit := CapSet(1) << c; f.Caps&bit != 0 && granted&bit == 0 {
 			p.do(unix.SYS_PRCTL, imm(unix.PR_CAPBSET_DROP), imm(c), imm(0), imm(0), imm(0))
 		}
 	}
 	p.do(unix.SYS_PRCTL, imm(unix.PR_SET_KEEPCAPS), imm(1), imm(0), imm(0), imm(0))
-	p.label = "set groups"
+	p.step("set groups")
 	groups := make([]byte, 0, 4*len(d.Groups))
 	for _, g := range d.Groups {
 		groups = binary.NativeEndian.AppendUint32(groups, g)
 	}
 	p.do(unix.SYS_SETGROUPS, imm(len(d.Groups)), p.bytes(groups))
-	p.label = "set group " + strconv.FormatUint(uint64(d.GID), 10)
+	p.step("set group " + strconv.FormatUint(uint64(d.GID), 10))
 	p.do(unix.SYS_SETGID, imm(uint64(d.GID)))
-	p.label = "set user " + strconv.FormatUint(uint64(d.UID), 10)
+	p.step("set user " + strconv.FormatUint(uint64(d.UID), 10))
 	p.do(unix.SYS_SETUID, imm(uint64(d.UID)))
 	cwd := d.Cwd
 	if cwd == "" {
 		cwd = "/"
 	}
-	p.label = "set working directory " + cwd
+	p.step("set working directory " + cwd)
 	if anywhere := (capDACOverride | capDACReadSearch) & f.Caps; d.UID != 0 {
 		p.capset(anywhere, granted|anywhere, 0)
 	}
 	p.do(unix.SYS_CHDIR, p.str(cwd))
-	p.label = "set capabilities"
+	p.step("set capabilities")
 	p.capset(granted, granted, ambient)
 	p.do(unix.SYS_PRCTL, imm(unix.PR_CAP_AMBIENT), imm(unix.PR_CAP_AMBIENT_CLEAR_ALL), imm(0), imm(0), imm(0))
 	for c := range f.LastCap + 1 {
@@ -52,13 +53,13 @@ func (p *prog) rights(d *Process, f Facts) {
 		}
 	}
 	if d.NoNewPrivileges {
-		p.label = "set no_new_privs"
+		p.step("set no_new_privs")
 		p.do(unix.SYS_PRCTL, imm(unix.PR_SET_NO_NEW_PRIVS), imm(1), imm(0), imm(0), imm(0))
 	}
 }
 
 // capset sets the process's capability sets. For a user other than root, execve leaves it the ambient ones only.
-func (p *prog) capset(effective, permitted, inheritable CapSet) {
+func (p *launchee) capset(effective, permitted, inheritable CapSet) {
 	low := func(s CapSet) uint64 { return uint64(s) & 0xffffffff }
 	header := p.words(unix.LINUX_CAPABILITY_VERSION_3)
 	data := p.words(low(effective)|low(permitted)<<32, low(inheritable)|uint64(effective>>32)<<32, uint64(permitted>>32)|uint64(inheritable>>32)<<32)

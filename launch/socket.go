@@ -28,14 +28,14 @@ func Sockets(d *SocketDescription) (*Plan, error) {
 	p := newProg()
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	for _, s := range d.Sockets {
-		p.label = "open socket"
+		p.step("open socket")
 		missing := []unix.Errno{unix.EAFNOSUPPORT}
 		r := p.open(missing, unix.SYS_SOCKET, imm(s.Domain), imm(s.Type|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK), imm(s.Protocol))
-		p.label = "report socket"
+		p.step("report socket")
 		p.try([]unix.Errno{unix.EBADF}, int(proto.PseudoReport), imm(proto.TagReturn), r.arg())
 		p.close(r)
 	}
-	p.label = "end"
+	p.step("end")
 	p.do(int(proto.PseudoExit), imm(0))
 	return p.plan(0, Cgroup{Dir: NoFD}), nil
 }

@@ -68,10 +68,10 @@ func cgroupPoint(attrs int, f Facts) point {
 	}
 	pt.finish = func(p *prog, m reg) {
 		for _, h := range f.Hierarchies {
-			p.label = "mount /sys/fs/cgroup/" + h.Dir
+			p.step("mount /sys/fs/cgroup/" + h.Dir)
 			p.hierarchy(m.arg(), h, attrs)
 		}
-		p.label = "mount /sys/fs/cgroup"
+		p.step("mount /sys/fs/cgroup")
 		if attrs&rdonly != 0 {
 			p.setAttr(nil, m.arg(), rdonly)
 		}
@@ -102,7 +102,7 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 // masks is a small tmpfs, attached where the root file system will cover it: /null, a null device, and /empty, an empty
 // directory. Clones of them hide paths, all from one file system.
 func (p *prog) masks() reg {
-	p.label = "prepare masks"
+	p.step("prepare masks")
 	m := p.newFS("tmpfs", nosuid|noexec, option{key: "mode", value: "755"})
 	p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
 	p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
@@ -113,7 +113,7 @@ func (p *prog) masks() reg {
 
 // mask hides path below root, whatever it is. ENOTDIR and EINVAL tell files from directories: see the ops.
 func (p *prog) mask(root, masks arg, path string) {
-	p.label = "mask " + path
+	p.step("mask " + path)
 	t := p.in(missing, root, path, unix.O_PATH)
 	null := p.clone(nil, masks, "null", false)
 	// A directory refuses a file with EINVAL.
@@ -130,7 +130,7 @@ func (p *prog) mask(root, masks arg, path string) {
 
 // readOnly makes path below root read-only, with all that is mounted there.
 func (p *prog) readOnly(root arg, path string) {
-	p.label = "make " + path + " read-only"
+	p.step("make " + path + " read-only")
 	t := p.in(missing, root, path, unix.O_PATH)
 	m := p.clone(unopened, t.arg(), "", true)
 	p.setAttr(unopened, m.arg(), rdonly)

@@ -11,19 +11,20 @@ import (
 // holdStdio occupies the descriptors 0, 1 and 2, which are free when a program begins, until stdio sets them: else they would be given to
 // what the program opens, and dup3 refuses to copy a descriptor onto itself.
 func (p *prog) holdStdio() {
-	p.label = "hold stdio"
-	for range 3 {
-		p.do(unix.SYS_OPENAT, imm(atCWD), p.str("/"), imm(unix.O_PATH|unix.O_CLOEXEC), imm(0))
+	p.step("hold stdio")
+	for i := range 3 {
+		p.do(unix.SYS_DUP3, std(proto.FDReport), imm(i), imm(unix.O_CLOEXEC))
 	}
 }
 
 // stdio gives the process its descriptors 0, 1 and 2.
-func (p *prog) stdio(d *Process, console bool) {
+func (p *launchee) stdio() {
+	d := p.d
 	if d.TTY {
-		p.tty(d, console)
+		p.tty()
 		return
 	}
-	p.label = "set up stdio"
+	p.step("set up stdio")
 	var null reg
 	given := []bool{d.Stdin, d.Stdout, d.Stderr}
 	if !d.Stdin || !d.Stdout || !d.Stderr {
@@ -46,18 +47,18 @@ func (p *prog) stdio(d *Process, console bool) {
 }
 
 // tty makes a pty in the container's devpts, gives its master to the keeper and its slave to the process.
-func (p *prog) tty(d *Process, console bool) {
-	p.label = "make pty"
+func (p *launchee) tty() {
+	p.step("make pty")
 	master := p.in(nil, imm(atCWD), "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY)
 	p.do(unix.SYS_IOCTL, master.arg(), imm(unix.TIOCSPTLCK), p.words(0))
 	slave := p.open(nil, unix.SYS_IOCTL, master.arg(), imm(unix.TIOCGPTPEER), imm(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC))
-	if d.UID != 0 {
-		p.do(unix.SYS_FCHOWN, slave.arg(), imm(uint64(d.UID)), imm(^uint64(0)))
+	if p.d.UID != 0 {
+		p.do(unix.SYS_FCHOWN, slave.arg(), imm(uint64(p.d.UID)), imm(^uint64(0)))
 	}
 	p.do(int(proto.PseudoReport), imm(p.master), master.arg())
 	p.close(master)
-	if console {
-		p.label = "mount /dev/console"
+	if p.console {
+		p.step("mount /dev/console")
 		m := p.clone(nil, slave.arg(), "", false)
 		// Missing where /dev is a volume; then there is no console.
 		t := p.in(missing, imm(atCWD), "/dev/console", unix.O_PATH)
@@ -65,7 +66,7 @@ func (p *prog) tty(d *Process, console bool) {
 		p.close(m)
 		p.close(t)
 	}
-	p.label = "set up stdio"
+	p.step("set up stdio")
 	for i := range 3 {
 		p.do(unix.SYS_DUP3, slave.arg(), imm(i), imm(0))
 	}
