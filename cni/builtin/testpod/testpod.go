@@ -7,6 +7,7 @@ package testpod
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -65,6 +66,10 @@ func runInNode(m *testing.M) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "make a node for the tests:", err)
 		return 1
+	}
+	// Package net finds out once, in the namespace of whichever thread comes first, whether there is IPv6. In a pod without lo there is not.
+	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
+		_ = l.Close()
 	}
 	code := m.Run()
 	_ = unix.Unmount(dir, unix.MNT_DETACH)
