@@ -179,12 +179,24 @@ func (n *Node) Log(lines int) string {
 
 // Crictl runs crictl against the node and gives its standard output.
 func (n *Node) Crictl(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, os.Getenv(envCrictl), args...)
+	return n.command(ctx, os.Getenv(envCrictl), args...)
+}
+
+// Shim runs the shim command, other than serve, with the node's configuration and gives its standard output.
+func (n *Node) Shim(ctx context.Context, args ...string) (string, error) {
+	return n.command(ctx, filepath.Join(Dir(), "bin", "shim"), append([]string{"--config", n.path("config.toml")}, args...)...)
+}
+
+// Mirror lets the daemon pull from another registry by its address, over http.
+func (n *Node) Mirror(r *Registry) error { return r.writeMirrors(n.path("certs.d"), r.Host) }
+
+func (n *Node) command(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = n.Env()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("crictl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }

@@ -131,7 +131,11 @@ func (r *Registry) Fill(ctx context.Context) error {
 
 // writeCerts writes the mirror configuration of every host, in containerd's format.
 func (r *Registry) writeCerts(dir string) error {
-	for _, host := range append(hosts(), r.Host) {
+	return r.writeMirrors(dir, append(hosts(), r.Host)...)
+}
+
+func (r *Registry) writeMirrors(dir string, names ...string) error {
+	for _, host := range names {
 		sub := filepath.Join(dir, host)
 		if err := os.MkdirAll(sub, 0o755); err != nil {
 			return fmt.Errorf("make directory: %w", err)
