@@ -89,6 +89,7 @@ func (c *child) step(i int) {
 	for k := range a {
 		v := uintptr(op.Arg[k])
 		switch op.Kind[k] {
+		case proto.Imm:
 		case proto.Data:
 			v += c.data
 		case proto.Reg:

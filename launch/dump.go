@@ -75,6 +75,7 @@ func dumpArg(p *proto.Program, op *proto.Op, i int, form rune) string {
 		return "fd" + strconv.FormatUint(v-proto.FDPassed, 10)
 	case proto.Imm:
 		return dumpNumber(v, form)
+	case proto.Data:
 	}
 	switch form {
 	case 's':

@@ -50,7 +50,7 @@ func rootfs(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range strings.Fields("sh cat ls id true sleep mount stat head readlink touch hostname kill stty mkdir echo grep pwd") {
+	for a := range strings.FieldsSeq("sh cat ls id true sleep mount stat head readlink touch hostname kill stty mkdir echo grep pwd") {
 		if err := os.Link(filepath.Join(dir, "bin/busybox"), filepath.Join(dir, "bin", a)); err != nil {
 			t.Fatal(err)
 		}

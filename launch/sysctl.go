@@ -74,8 +74,9 @@ func wellFormed(components []string) bool {
 			return false
 		}
 		odd := func(r rune) bool {
-			lower := r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_' || r == '-'
-			return !lower && (i < 3 || !(r >= 'A' && r <= 'Z' || strings.ContainsRune(".:@+", r)))
+			plain := r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_' || r == '-'
+			ofInterface := i >= 3 && (r >= 'A' && r <= 'Z' || strings.ContainsRune(".:@+", r))
+			return !plain && !ofInterface
 		}
 		if slices.ContainsFunc([]rune(c), odd) {
 			return false

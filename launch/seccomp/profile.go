@@ -55,7 +55,7 @@ func Parse(r io.Reader) (*Profile, error) {
 		return nil, errs.Newf(errs.Invalid, "seccomp profile: both architectures and archMap")
 	}
 	for i, c := range p.p.Syscalls {
-		if c == nil || (c.Name != "" && len(c.Names) > 0) {
+		if c == nil || (oldName(c) != "" && len(c.Names) > 0) {
 			return nil, errs.Newf(errs.Invalid, "seccomp profile: syscalls[%d]: empty, or both name and names", i)
 		}
 	}
@@ -88,12 +88,17 @@ func (p *Profile) resolve(t Target) *specs.LinuxSeccomp {
 			continue
 		}
 		call := c.LinuxSyscall
-		if c.Name != "" {
-			call.Names = []string{c.Name}
+		if n := oldName(c); n != "" {
+			call.Names = []string{n}
 		}
 		out.Syscalls = append(out.Syscalls, call)
 	}
 	return &out
+}
+
+// oldName is a rule's single name, as profiles before 2017 have it.
+func oldName(c *moby.Syscall) string {
+	return c.Name //nolint:staticcheck // deprecated for those who write profiles; we read them
 }
 
 // included says whether all of f holds.

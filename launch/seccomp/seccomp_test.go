@@ -233,8 +233,10 @@ func holds(c specs.LinuxSeccompArg, v uint64) bool {
 		return v < c.Value
 	case specs.OpLessEqual:
 		return v <= c.Value
+	case specs.OpMaskedEqual:
+		return v&c.Value == c.ValueTwo
 	}
-	return v&c.Value == c.ValueTwo
+	panic(c.Op)
 }
 
 // TestConditions compares compiled conditions with their meaning, at the values where words and comparisons turn.
