@@ -35,7 +35,7 @@ func main() {
 	flag.BoolVar(&o.strict, "strict", false, "fail when the node is not clean at the end")
 	flag.BoolVar(&o.verbose, "v", false, "say what happens")
 	flag.BoolVar(&o.empty, "empty", false, "no images in the registry")
-	flag.StringVar(&o.config, "config", "", "TOML to append to the daemon's configuration")
+	flag.StringVar(&o.config, "config", "", "TOML that overrides the daemon's configuration")
 	flag.Parse()
 	o.command = flag.Args()
 	if len(o.command) == 0 {

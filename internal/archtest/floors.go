@@ -38,6 +38,7 @@ func floors() map[string]int {
 		"server":            50,
 		"cmd":               60,
 		"e2e":               60,
+		"e2e/kit":           55,
 		"hack":              60,
 		"internal/testnode": kit,
 		"internal/census":   kit,

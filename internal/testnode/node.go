@@ -23,7 +23,7 @@ import (
 type Options struct {
 	// Name tells nodes of one process apart; "" is right for the only one.
 	Name string
-	// Config is put at the end of the daemon's config.toml.
+	// Config is TOML that overrides the daemon's config.toml.
 	Config string
 	// NoImages leaves the registry empty.
 	NoImages bool
@@ -66,7 +66,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		CgroupParent: CgroupParent() + "/pods" + o.Name, log: o.Log,
 	}
 	n.Root = filepath.Join(n.Dir, "lib")
-	for _, d := range []string{n.Dir, n.Root, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"), n.path("logs"), n.path("path"), n.State} {
+	for _, d := range []string{n.Dir, n.Root, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"), n.path("config.d"), n.path("logs"), n.path("path"), n.State} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make node directory: %w", err)
 		}
@@ -125,10 +125,11 @@ bin_dirs = [%q]
 
 [image]
 certs_dir = %q
-
-%s
-`, n.Socket, n.Root, n.State, filepath.Join(Dir(), "bin", "shim-keeper"), n.CgroupParent, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"), extra)
+`, n.Socket, n.Root, n.State, filepath.Join(Dir(), "bin", "shim-keeper"), n.CgroupParent, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"))
 	if err := os.WriteFile(n.path("config.toml"), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if err := os.WriteFile(n.path("config.d/extra.toml"), []byte(extra), 0o600); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	crictl := fmt.Sprintf("runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 30\ndebug: false\npull-image-on-create: false\n", n.Socket, n.Socket)
