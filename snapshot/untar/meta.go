@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package untar
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/errs"
+)
+
+// maxTimes bounds the directories whose times are remembered. Beyond it they are set at once, and entries that follow in those
+// directories show in them.
+const maxTimes = 1 << 18
+
+// attributes gives an entry its owner, mode, extended attributes and times, in this order: chown clears setuid and capabilities.
+// directory is the entry's name if its times must wait until its own entries are made, else "".
+func (u *unpacker) attributes(parent int, base, directory string, h *tar.Header) error {
+	if h.Uid < 0 || int64(h.Uid) > math.MaxUint32-1 || h.Gid < 0 || int64(h.Gid) > math.MaxUint32-1 {
+		return errs.Newf(errs.Invalid, "owner %d:%d", h.Uid, h.Gid) // 2^32-1 means "leave as it is" to chown
+	}
+	if err := unix.Fchownat(parent, base, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return os.NewSyscallError("chown", err)
+	}
+	if h.Typeflag != tar.TypeSymlink {
+		// The entry was made here and is no link, so that chmod follows none.
+		if err := unix.Fchmodat(parent, base, uint32(h.Mode)&0o7777, 0); err != nil {
+			return os.NewSyscallError("chmod", err)
+		}
+	}
+	for k, v := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
+			if err := setAttribute(parent, base, name, v); err != nil {
+				return err
+			}
+		}
+	}
+	times := [2]unix.Timespec{timespec(h.AccessTime, h.ModTime), timespec(h.ModTime, h.ModTime)}
+	if directory != "" || base == "." {
+		u.times[directory] = times
+		if len(u.times) > maxTimes {
+			return u.setTimes()
+		}
+		return nil
+	}
+	if err := unix.UtimesNanoAt(parent, base, times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return os.NewSyscallError("set times", err)
+	}
+	return nil
+}
+
+func timespec(t, otherwise time.Time) unix.Timespec {
+	if t.IsZero() {
+		t = otherwise
+	}
+	if t.IsZero() {
+		t = time.Unix(0, 0)
+	}
+	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+}
+
+// setTimes sets the directories' times.
+func (u *unpacker) setTimes() error {
+	for name, times := range u.times {
+		fd, err := openIn(u.root, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err != nil {
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+				continue // replaced meanwhile
+			}
+			return fmt.Errorf("set times of %s: %w", quote(name), err)
+		}
+		err = unix.UtimesNanoAt(fd, ".", times[:], 0)
+		_ = unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("set times of %s: %w", quote(name), err)
+		}
+	}
+	clear(u.times)
+	return nil
+}
+
+// setAttribute sets an extended attribute. Overlayfs's own would let an image reach into other layers, and labels are the host's
+// business: both are left out.
+func setAttribute(parent int, base, name, value string) error {
+	if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") || name == "security.selinux" {
+		return nil
+	}
+	err := unix.Lsetxattr(viaProc(parent, base), name, []byte(value), 0)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOTSUP) && (strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "system.")):
+		return nil // this file system has none; who needs them puts the state directory elsewhere
+	case errors.Is(err, unix.EPERM) && strings.HasPrefix(name, "user."):
+		return nil // Linux allows them on files and directories only
+	}
+	return fmt.Errorf("set attribute %s: %w", quote(name), err)
+}
+
+// Whiteouts, as archives and as overlayfs write them.
+const (
+	whiteoutPrefix = ".wh."
+	opaqueSuffix   = ".wh..opq" // after the prefix
+	opaqueName     = "trusted.overlay.opaque"
+)
+
+func isWhiteout(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
+
+func setOpaque(dir int, base string) error {
+	return os.NewSyscallError("set "+opaqueName, unix.Lsetxattr(viaProc(dir, base), opaqueName, []byte("y"), 0))
+}
+
+func isOpaque(dir int, base string) bool {
+	buf := make([]byte, 2)
+	n, err := unix.Lgetxattr(viaProc(dir, base), opaqueName, buf)
+	return err == nil && n == 1 && buf[0] == 'y'
+}
+
+// whiteout hides what the layers below have under a name; hidden is that name, or what marks an opaque directory.
+func (u *unpacker) whiteout(parent int, hidden string) error {
+	switch {
+	case hidden == opaqueSuffix:
+		if parent == u.root {
+			u.opaque = true // overlayfs does not look at the root's own attribute
+			return nil
+		}
+		return setOpaque(parent, ".")
+	case strings.HasPrefix(hidden, whiteoutPrefix):
+		return nil // bookkeeping of AUFS
+	case hidden == "" || hidden == "." || hidden == "..":
+		return errs.Newf(errs.Invalid, "whiteout without a name")
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(parent, hidden, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return os.NewSyscallError("make whiteout", unix.Mknodat(parent, hidden, unix.S_IFCHR, 0))
+	case err != nil:
+		return os.NewSyscallError("stat", err)
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return setOpaque(parent, hidden)
+	}
+	return nil // a file of this layer hides what is below anyway
+}
