@@ -27,6 +27,7 @@ const DefaultCaps CapSet = 1<<0 | 1<<1 | 1<<3 | 1<<4 | 1<<5 | 1<<6 | 1<<7 | 1<<8
 const (
 	capDACOverride   CapSet = 1 << 1
 	capDACReadSearch CapSet = 1 << 2
+	capSysAdmin      CapSet = 1 << 21
 )
 
 // ParseCap gives the set for one name: with or without "CAP_", in any case, or "ALL".

@@ -172,6 +172,34 @@ func TestPrivileged(t *testing.T) {
 	}
 }
 
+// TestWorkingDirectoryOutside attacks with working directories that lead to what the program itself has open (CVE-2024-21626), or to
+// other processes.
+func TestWorkingDirectoryOutside(t *testing.T) {
+	needRoot(t)
+	cgroup := must[*os.File](t)(os.OpenFile("/sys/fs/cgroup", unix.O_PATH, 0))
+	defer cgroup.Close()
+	for _, pid := range []launch.PIDMode{launch.PIDOwn, launch.PIDHost} {
+		var dirs []string
+		for fd := range 24 {
+			dirs = append(dirs, fmt.Sprintf("/proc/self/fd/%d", fd), fmt.Sprintf("/proc/1/fd/%d/..", fd))
+		}
+		for _, dir := range append(dirs, "/proc/1/root", "/proc/1/cwd", "/proc/self/root", "/proc/thread-self/cwd") {
+			b := newBox(t, "pwd")
+			b.PID, b.Cwd, b.targets = pid, dir, false
+			for _, d := range []string{"proc", "dev", "sys"} {
+				_ = os.Mkdir(filepath.Join(b.root, d), 0o755)
+			}
+			b.Cgroup.Procs = nil
+			b.list.Add(cgroup)
+			r := start(t, b.plan(t), b.list.Files, [3]*os.File{})
+			if r.failed < 0 {
+				t.Fatalf("%s: got in", dir)
+			}
+			r.end()
+		}
+	}
+}
+
 func TestCommand(t *testing.T) {
 	for _, c := range []struct {
 		name string

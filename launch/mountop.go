@@ -123,6 +123,9 @@ const atCWD = ^uint64(99)
 // joinCgroup puts the process into its v1 cgroups; v2's is part of the clone.
 func (p *prog) joinCgroup(c Cgroup, own bool) {
 	p.step("join cgroup")
+	if c.Dir != NoFD {
+		p.fd(c.Dir) // used by the clone, open until closeAll
+	}
 	for _, f := range c.Procs {
 		p.writeFile(nil, p.fd(f), "0")
 	}

@@ -48,12 +48,12 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	p.close(root)
 	p.limits()
 	p.session()
-	p.rights()
-	p.step("close descriptors")
+	p.closeAll(d.Binary)
 	for i := range 3 {
 		p.try(unopened, unix.SYS_CLOSE, imm(i))
 	}
-	p.filter()
+	p.identity()
+	p.restrict()
 	p.step("exec the pod's init")
 	p.do(unix.SYS_EXECVEAT, p.fd(d.Binary), p.str(""), p.vector([]string{"init"}), p.vector(nil), imm(unix.AT_EMPTY_PATH))
 	return p.plan(unix.CLONE_NEWNS|unix.CLONE_NEWPID, d.Cgroup), nil

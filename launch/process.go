@@ -100,30 +100,30 @@ func (p *launchee) run() {
 		p.session()
 	}
 	p.setLabel()
-	// Without no_new_privs a filter takes CAP_SYS_ADMIN; with it, the filter need not let what comes before it through.
-	if p.d.NoNewPrivileges {
-		p.rights()
-		p.filter()
-	} else {
-		p.filter()
-		p.rights()
-	}
+	p.closeAll(NoFD)
+	p.identity()
+	p.restrict()
 	if p.second {
 		p.split()
 	}
 	p.exec()
 }
 
-// filter installs the seccomp filter, when nothing but stdio is open any more.
-func (p *launchee) filter() {
-	p.closeAll()
-	if p.d.Seccomp == nil {
-		return
+// restrict installs the seccomp filter and takes the last rights away. A filter takes no_new_privs or CAP_SYS_ADMIN; after it come as
+// few calls as can be, so that profiles need not let through what the program itself does not use.
+func (p *launchee) restrict() {
+	if p.d.NoNewPrivileges {
+		p.capabilities()
 	}
-	if p.second && p.d.Seccomp.Narrow {
-		p.split()
+	if p.d.Seccomp != nil {
+		if p.second && p.d.Seccomp.Narrow {
+			p.split()
+		}
+		p.seccomp(p.d.Seccomp)
 	}
-	p.seccomp(p.d.Seccomp)
+	if !p.d.NoNewPrivileges {
+		p.capabilities()
+	}
 }
 
 // split goes on in a second process, in the pid namespace that was joined.
@@ -185,12 +185,12 @@ func (p *launchee) setLabel() {
 	p.close(p.label)
 }
 
-// closeAll marks everything but stdio close-on-exec, after closing what this program was given: before a second process
-// appears where others can see it, nothing of the host may be open in it. The status socket stays until execve.
-func (p *launchee) closeAll() {
+// closeAll closes all that the program was given and everything else at execve: an image's paths must not lead to it by
+// way of /proc/self/fd, and a second process must not hold it where others can see it. The status socket stays until execve.
+func (p *launchee) closeAll(except FD) {
 	p.step("close descriptors")
-	if p.second {
-		for _, f := range p.used {
+	for _, f := range p.used {
+		if f != except {
 			p.do(unix.SYS_CLOSE, p.fd(f))
 		}
 	}

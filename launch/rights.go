@@ -10,14 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rights gives up everything that the process is not to have, and enters its working directory on the way.
+// anywhere are the capabilities that let root into every directory.
+const anywhere = capDACOverride | capDACReadSearch
+
+// identity makes the process the user's, in its working directory. It keeps what the rest of the program needs.
 //
-// chdir is made with the user's ids and root's way past permission bits: that finds a directory which only root can enter
-// (as runc does, which tries as root first) as well as one which only the user can (NFS without root).
-func (p *launchee) rights() {
+// The directory is entered with the user's ids and root's way past permission bits: that finds one which only root can enter
+// (as runc does, which tries as root first) as well as one which only the user can (NFS without root). By then no descriptor of the host is
+// open (closeAll), and links in /proc are not followed: an image's working directory leads nowhere outside (CVE-2024-21626).
+func (p *launchee) identity() {
 	d, f := p.d, p.f
 	granted := d.Caps & f.Caps
-	ambient := d.Ambient & granted
 	p.step("drop capabilities")
 	for c := range f.LastCap + 1 {
 		if bit := CapSet(1) << c; f.Caps&bit != 0 && granted&bit == 0 {
@@ -35,24 +38,34 @@ func (p *launchee) rights() {
 	p.do(unix.SYS_SETGID, imm(uint64(d.GID)))
 	p.step("set user " + strconv.FormatUint(uint64(d.UID), 10))
 	p.do(unix.SYS_SETUID, imm(uint64(d.UID)))
+	still := anywhere & f.Caps
+	if d.Seccomp != nil && !d.NoNewPrivileges {
+		still |= capSysAdmin & f.Caps
+	}
+	p.capset(still, still|granted, 0)
 	cwd := d.Cwd
 	if cwd == "" {
 		cwd = "/"
 	}
 	p.step("set working directory " + cwd)
-	if anywhere := (capDACOverride | capDACReadSearch) & f.Caps; d.UID != 0 {
-		p.capset(anywhere, granted|anywhere, 0)
-	}
-	p.do(unix.SYS_CHDIR, p.str(cwd))
+	dir := p.in(nil, imm(atCWD), cwd, unix.O_PATH|unix.O_DIRECTORY)
+	p.do(unix.SYS_FCHDIR, dir.arg())
+	p.close(dir)
+}
+
+// capabilities leaves the process those that it is to have.
+func (p *launchee) capabilities() {
+	granted := p.d.Caps & p.f.Caps
+	ambient := p.d.Ambient & granted
 	p.step("set capabilities")
 	p.capset(granted, granted, ambient)
 	p.do(unix.SYS_PRCTL, imm(unix.PR_CAP_AMBIENT), imm(unix.PR_CAP_AMBIENT_CLEAR_ALL), imm(0), imm(0), imm(0))
-	for c := range f.LastCap + 1 {
+	for c := range p.f.LastCap + 1 {
 		if ambient&(1<<c) != 0 {
 			p.do(unix.SYS_PRCTL, imm(unix.PR_CAP_AMBIENT), imm(unix.PR_CAP_AMBIENT_RAISE), imm(c), imm(0), imm(0))
 		}
 	}
-	if d.NoNewPrivileges {
+	if p.d.NoNewPrivileges {
 		p.step("set no_new_privs")
 		p.do(unix.SYS_PRCTL, imm(unix.PR_SET_NO_NEW_PRIVS), imm(1), imm(0), imm(0), imm(0))
 	}
