@@ -148,8 +148,8 @@ func (n *Network) recorded(id string) (*libcni.NetworkConfigList, *libcni.Runtim
 }
 
 // Detach runs DEL through the chain, last plugin first, and forgets the attachment. It works without the namespace, twice, after a crash
-// and with the configuration gone. When it returns the pod's ports are free and its interface is down; deleting that and releasing the
-// address may still be under way (Wait). An error names the plugin; the attachment is kept for another attempt.
+// and with the configuration gone. When it returns the pod's host ports are free; its interface, and after that its address, go
+// in the background (Wait). An error names the plugin; the attachment is kept for another attempt.
 func (n *Network) Detach(ctx context.Context, p Pod) error {
 	if err := utils.ValidateContainerID(p.ID); err != nil {
 		return errs.Newf(errs.Invalid, "pod ID %q: %w", p.ID, err)

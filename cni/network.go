@@ -83,7 +83,7 @@ func New(o Options) (*Network, error) {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
 	n.host = host
-	n.reap = &reaper{deleteAll: host.DeleteRetired, log: o.Log}
+	n.reap = &reaper{deleteLinks: host.DeleteLinks, log: o.Log}
 	return n, nil
 }
 

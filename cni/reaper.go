@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// job is what is left of a DEL: links that are down and retired, and what is to be released, in
-// order, once they are gone.
+// job is what is left of a DEL: links to delete, and what is to be released, in order, once they are gone.
 type job struct {
 	pod     string
 	links   []string
@@ -22,17 +21,21 @@ func (j *job) add(links []string, release func() error) {
 	j.release = append(j.release, release)
 }
 
-// reaper deletes retired interfaces in the background, as many at once as have gathered: one deletion waits for the kernel as long as
-// a hundred (synchronize_net). It runs only while there is something to do.
+// grace is what the kernel gets to delete a pod's interfaces by itself when the namespace ends, which is usually right after Detach.
+// Deleting them here as well would hold the kernel's lock for another 10 ms or more, and the next pod would wait for that.
+const grace = 250 * time.Millisecond
+
+// reaper sees that interfaces of detached pods go, and then gives their addresses back. It runs only while there is something to do.
 type reaper struct {
-	deleteAll func() error
-	log       *slog.Logger
+	deleteLinks func(names []string) error
+	log         *slog.Logger
 
 	mu      sync.Mutex // guards what is below
 	jobs    []*job
 	done    int           // jobs that are through
 	idle    chan struct{} // closed when nothing is left; nil while idle
-	closing chan struct{}
+	hurry   chan struct{} // holds an element when somebody waits
+	closing bool
 }
 
 func (r *reaper) enqueue(j *job) {
@@ -40,21 +43,18 @@ func (r *reaper) enqueue(j *job) {
 	defer r.mu.Unlock()
 	r.jobs = append(r.jobs, j)
 	if r.idle == nil {
-		r.idle = make(chan struct{})
-		if r.closing == nil {
-			r.closing = make(chan struct{})
-		}
-		go r.run(r.closing)
+		r.idle, r.hurry = make(chan struct{}), make(chan struct{}, 1)
+		go r.run(r.hurry)
 	}
 }
 
-// run ends when the queue is empty; close and wait wait for it.
-func (r *reaper) run(closing chan struct{}) {
-	delay := time.Duration(0)
+// run ends when the queue is empty, or, when closing, after one attempt: the next start finds the rest by its records. wait and close wait
+// for it.
+func (r *reaper) run(hurry chan struct{}) {
+	delay := grace
 	for {
 		select {
-		case <-closing:
-			delay = -1 // one more attempt, then give up: the next start finds the rest by its records
+		case <-hurry:
 		case <-time.After(delay):
 		}
 		r.mu.Lock()
@@ -65,23 +65,28 @@ func (r *reaper) run(closing chan struct{}) {
 		r.mu.Lock()
 		r.done += len(batch) - len(left)
 		r.jobs = append(left, r.jobs...)
-		if len(r.jobs) == 0 || delay < 0 {
+		if len(r.jobs) == 0 || r.closing {
 			close(r.idle)
 			r.idle = nil
 			r.mu.Unlock()
 			return
 		}
 		r.mu.Unlock()
-		delay = 0
-		if len(left) > 0 {
-			delay = min(max(2*delay, 100*time.Millisecond), 10*time.Second)
+		if len(left) == 0 {
+			delay = grace
+		} else {
+			delay = min(2*delay, 10*time.Second)
 		}
 	}
 }
 
 // do gives the jobs that have to be tried again.
 func (r *reaper) do(batch []*job) []*job {
-	if err := r.deleteAll(); err != nil {
+	var links []string
+	for _, j := range batch {
+		links = append(links, j.links...)
+	}
+	if err := r.deleteLinks(links); err != nil {
 		r.log.Warn("interfaces of detached pods are still there; their addresses stay in use", "error", err)
 		return batch
 	}
@@ -99,9 +104,16 @@ func (r *reaper) do(batch []*job) []*job {
 	return left
 }
 
+// wait hurries things up until nothing is left.
 func (r *reaper) wait(ctx context.Context) error {
 	r.mu.Lock()
 	idle := r.idle
+	if idle != nil {
+		select {
+		case r.hurry <- struct{}{}:
+		default:
+		}
+	}
 	r.mu.Unlock()
 	if idle == nil {
 		return nil
@@ -123,10 +135,7 @@ func (r *reaper) progress() (done int, busy bool) {
 
 func (r *reaper) close() {
 	r.mu.Lock()
-	if r.closing != nil {
-		close(r.closing)
-		r.closing = nil
-	}
+	r.closing = true
 	r.mu.Unlock()
 	_ = r.wait(context.Background())
 }

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -85,7 +86,7 @@ type Call struct {
 	Socket *os.File
 	// Delegate runs another plugin with the same environment: an IPAM plugin that is not built in.
 	Delegate func(ctx context.Context, typ string, config []byte) ([]byte, error)
-	// Later, if set, takes over the slow end of a DEL: the interfaces are down and retired, and have to be deleted before release is called.
+	// Later, if set, takes over the slow end of a DEL: the interfaces have to be deleted (DeleteLinks), then release is to be called.
 	Later func(links []string, release func() error)
 }
 
@@ -169,8 +170,17 @@ func (h *Host) leases(network, dataDir string) (*lease.Store, error) {
 	return s, nil
 }
 
-// DeleteRetired deletes the interfaces that DEL has put aside, in one go.
-func (h *Host) DeleteRetired() error {
+// DeleteLinks deletes interfaces in one go. Those that are gone already are fine.
+func (h *Host) DeleteLinks(names []string) error {
+	for batch := range slices.Chunk(names, 100) { // acknowledgements must fit into the socket's buffer
+		var reqs []rtnl.Request
+		for _, n := range batch {
+			reqs = append(reqs, rtnl.Retire(n).Allow(enodev))
+		}
+		if err := h.rt.Do(reqs...); err != nil {
+			return err
+		}
+	}
 	return h.rt.Do(rtnl.DeleteRetired().Allow(enodev))
 }
 

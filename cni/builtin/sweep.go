@@ -25,7 +25,7 @@ func (h *Host) Sweep(keep func(container string) bool) error {
 	for _, n := range networks {
 		err = errors.Join(err, h.sweepLeases(n.Name(), keep))
 	}
-	return errors.Join(err, h.DeleteRetired())
+	return errors.Join(err, h.DeleteLinks(nil))
 }
 
 func (h *Host) sweepLeases(network string, keep func(string) bool) error {
