@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/cgroup"
 	"crishim.dev/internal/errs"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
@@ -34,11 +35,10 @@ const drainLimit = 250 * time.Millisecond
 type running struct {
 	id    string
 	pidfd *os.File
-	pid   int
 	// ended gets one element.
 	ended chan proto.Exited
-	// cgroup is the container's, which the process is in.
-	cgroup string
+	// part is the process and its descendants within the container's cgroup.
+	part *cgroup.Part
 	// master is the pty's, when one was asked for.
 	master *os.File
 }
@@ -70,7 +70,7 @@ func (m *Manager) Exec(ctx context.Context, id ID, cmd []string, s stream.IO) (c
 		return 0, err
 	}
 	defer p.pidfd.Close()
-	defer m.dropExec(p.id)
+	defer m.dropExec(p)
 	pipes.started(s, p.master)
 	select {
 	case ev := <-p.ended:
@@ -80,17 +80,25 @@ func (m *Manager) Exec(ctx context.Context, id ID, cmd []string, s stream.IO) (c
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
-	if err := m.killExec(p); err != nil {
+	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), exitLimit)
+	defer cancel()
+	if err := p.part.Kill(kill); err != nil {
 		cause = errors.Join(cause, err)
 	}
 	pipes.drain()
 	return 0, fmt.Errorf("exec %q: %w", cmd[0], cause)
 }
 
-func (m *Manager) dropExec(id string) {
+// dropExec forgets the process. What it left behind in the background stays, in the container.
+func (m *Manager) dropExec(p *running) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.execs, id)
+	delete(m.execs, p.id)
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), exitLimit)
+	defer cancel()
+	if err := p.part.Remove(ctx); err != nil {
+		m.o.Log.Warn("cgroup of an ended exec process stays until its container's end", "process", p.id, "error", err)
+	}
 }
 
 // startExec launches the process. Like a container's start it is not cut short by the caller's end.
@@ -108,37 +116,54 @@ func (m *Manager) startExec(ctx context.Context, id ID, cmd []string, tty bool, 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
 	defer cancel()
-	l := &launching{m: m, r: r}
-	defer l.close()
-	plan, err := l.planExec(pidfd, cmd, tty, pipes)
+	p, err := m.newExec(r)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", r.name(), err)
 	}
-	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return nil, fmt.Errorf("exec: %w", err)
+	l := &launching{m: m, r: r}
+	defer l.close()
+	plan, err := l.planExec(p.part, pidfd, cmd, tty, pipes)
+	if err != nil {
+		m.dropExec(p)
+		return nil, fmt.Errorf("exec in container %s: %w", r.name(), err)
 	}
-	p := &running{id: execPrefix + hex.EncodeToString(b[:]), ended: make(chan proto.Exited, 1), cgroup: r.Cgroup}
-	m.mu.Lock()
-	m.execs[p.id] = p.ended
-	m.mu.Unlock()
 	proc, err := m.o.Keeper.Spawn(ctx, client.Spawn{
 		Spawn:   proto.Spawn{ID: p.id, CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup)},
 		Program: plan.Program, Files: l.files.Files, Name: "exec in container " + r.name(),
 	})
 	if err != nil {
-		m.dropExec(p.id)
+		m.dropExec(p)
 		return nil, errors.Join(err, m.o.Keeper.Forget(ctx, p.id))
 	}
-	p.pidfd, p.pid = proc.PIDFD, proc.PID
+	p.pidfd = proc.PIDFD
 	if len(proc.Files) > 0 {
 		p.master = proc.Files[0]
 	}
 	return p, nil
 }
 
+// newExec names an exec and makes its part of the container's cgroup.
+func (m *Manager) newExec(r *record) (*running, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, err
+	}
+	p := &running{id: execPrefix + hex.EncodeToString(b[:]), ended: make(chan proto.Exited, 1)}
+	group, err := m.o.Cgroups.Open(r.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	if p.part, err = group.Part(p.id); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.execs[p.id] = p.ended
+	return p, nil
+}
+
 // planExec gives the process what the container's first has: cgroup, user, capabilities, seccomp, oom_score_adj (KUBELET.md 20).
-func (l *launching) planExec(pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.Plan, error) {
+func (l *launching) planExec(part *cgroup.Part, pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.Plan, error) {
 	base, err := describe(l.r, l.box, l.m.o.Rlimits)
 	if err != nil {
 		return nil, err
@@ -152,11 +177,7 @@ func (l *launching) planExec(pidfd *os.File, cmd []string, tty bool, pipes *pipe
 	if d.Seccomp, err = l.m.filter(security(l.r.Config), d.Caps); err != nil {
 		return nil, err
 	}
-	group, err := l.m.o.Cgroups.Open(l.r.Cgroup)
-	if err != nil {
-		return nil, err
-	}
-	procs, dir, err := group.Files()
+	procs, dir, err := part.Files()
 	if err != nil {
 		return nil, err
 	}

@@ -65,7 +65,8 @@ func (m *Manager) finish(ctx context.Context, id ID, ev proto.Exited) error {
 		r.State, r.PID = Exited, 0
 		r.FinishedAt = time.Unix(0, ev.Time)
 		r.ExitCode, r.Reason = outcome(ev.Status)
-		if r.StartedAt.IsZero() {
+		// The keeper may see the end before we hear of the start.
+		if r.StartedAt.IsZero() || r.StartedAt.After(r.FinishedAt) {
 			r.StartedAt = r.FinishedAt
 		}
 	})

@@ -89,6 +89,7 @@ type Manager struct {
 	o        Options
 	locks    keylock.Locks
 	creates  flight.Group[string, ID]
+	starts   flight.Group[ID, struct{}]
 	accounts accountsCache
 	warned   warnings
 	// defaultProfile is that of RuntimeDefault.

@@ -25,9 +25,14 @@ import (
 // startLimit bounds a launch; its longest part is what the volumes' file systems take.
 const startLimit = 2 * time.Minute
 
-// Start launches a created container and returns when execve has succeeded. It is not undone when the caller goes away; a repeated
-// call waits for the first and then succeeds. A launch that fails leaves the container Exited, 128, StartError.
+// Start launches a created container and returns when execve has succeeded. It is not undone when the caller goes away; a call while
+// it is in flight joins it. A launch that fails leaves the container Exited, 128, StartError.
 func (m *Manager) Start(ctx context.Context, id ID) error {
+	_, err := m.starts.Do(ctx, id, func(ctx context.Context) (struct{}, error) { return struct{}{}, m.start(ctx, id) })
+	return err
+}
+
+func (m *Manager) start(ctx context.Context, id ID) error {
 	unlock, err := m.locks.Lock(ctx, string(id))
 	if err != nil {
 		return err
@@ -37,8 +42,6 @@ func (m *Manager) Start(ctx context.Context, id ID) error {
 	switch {
 	case r == nil:
 		return errs.Newf(errs.NotFound, "start container %s: no such container", id)
-	case r.State == Running:
-		return nil
 	case r.State != Created:
 		return errs.Newf(errs.Precondition, "start container %s: it is %s", r.name(), r.State)
 	}

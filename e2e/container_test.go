@@ -178,7 +178,7 @@ func TestContainerMounts(t *testing.T) {
 // Propagation: what is mounted on one side later is seen on the other, or not.
 func TestContainerMountPropagation(t *testing.T) {
 	n := node(t)
-	pod := kit.RunPod(t, n)
+	pod := kit.RunPod(t, n, podSecurity(func(s *cri.LinuxSandboxSecurityContext) { s.Privileged = true }))
 	for name, tt := range map[string]struct {
 		mode        cri.MountPropagation
 		down, up    bool
@@ -229,15 +229,15 @@ func TestContainerRootAndPaths(t *testing.T) {
 	pod := kit.RunPod(t, n)
 	c := pod.Run(testimage.Busybox, kit.Sleep(), security(func(s *cri.LinuxContainerSecurityContext) {
 		s.ReadonlyRootfs = true
-		s.MaskedPaths = []string{"/bin/ls", "/etc/nginx", "/no/such/path", "/proc/kcore"}
+		s.MaskedPaths = []string{"/bin/ls", "/etc/nginx", "/no/such/path", "/proc/keys"}
 		s.ReadonlyPaths = []string{"/tmp", "/proc/sys"}
 	}))
-	for _, command := range [][]string{{"touch", "/x"}, {"touch", "/tmp/x"}, {"ls", "/"}, {"sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"}} {
+	for _, command := range [][]string{{"touch", "/x"}, {"touch", "/tmp/x"}, {"sh", "-c", "ls /"}, {"sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"}} {
 		if r, err := c.ExecSync(10, command...); err != nil || r.GetExitCode() == 0 {
 			t.Errorf("%q succeeds: %v, %v", command, r, err)
 		}
 	}
-	if got := c.Exec("sh", "-c", "wc -c < /proc/kcore; find /etc/nginx | wc -l"); got != "0\n1\n" {
+	if got := c.Exec("sh", "-c", "wc -c < /proc/keys; find /etc/nginx | wc -l"); got != "0\n1\n" {
 		t.Errorf("masked: %q; want nothing to see", got)
 	}
 	c.Exec("touch", "/dev/shm/x")

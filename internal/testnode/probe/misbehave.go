@@ -47,7 +47,7 @@ func lines(args []string) error {
 	for i := range n {
 		buf = strconv.AppendInt(buf[:0], int64(i), 10)
 		if len(buf) < width {
-			buf = append(append(buf, ' '), pad[:width-len(buf)]...)
+			buf = append(append(buf, ' '), pad[:width-len(buf)-1]...)
 		}
 		if _, err := w.Write(append(buf, '\n')); err != nil {
 			return err
