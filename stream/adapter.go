@@ -21,6 +21,10 @@ type adapter struct {
 
 // ExecInContainer implements remotecommand.Executor.
 func (a adapter) ExecInContainer(ctx context.Context, _, _, container string, cmd []string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) (result error) {
+	if err := a.s.begin(); err != nil {
+		return err
+	}
+	defer a.s.work.Done()
 	defer a.s.recovered("exec", &result)
 	code, e := a.s.o.Runtime.Exec(ctx, container, cmd, a.streams(ctx, in, out, err, resize))
 	if e == nil && code != 0 {
@@ -31,6 +35,10 @@ func (a adapter) ExecInContainer(ctx context.Context, _, _, container string, cm
 
 // AttachContainer implements remotecommand.Attacher.
 func (a adapter) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) (result error) {
+	if err := a.s.begin(); err != nil {
+		return err
+	}
+	defer a.s.work.Done()
 	defer a.s.recovered("attach", &result)
 	return a.s.o.Runtime.Attach(ctx, container, a.streams(ctx, in, out, err, resize))
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // listener gives each connection a context that ends with it.
@@ -33,7 +35,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return t, nil
 }
 
-// conn notices that its peer is gone: the protocol handlers read all the time, so a failing read is the first to know.
+// conn ends its context when its peer is gone. A failing read tells so, and watch where nobody reads: both protocols stop
+// reading while data waits for a process that does not take it, or when SPDY's goodbye has come.
 type conn struct {
 	net.Conn
 	ctx    context.Context //nolint:containedctx // the connection's life
@@ -52,6 +55,38 @@ func (c *conn) Read(b []byte) (int, error) {
 		c.cancel()
 	}
 	return n, err
+}
+
+// watch begins to look at the connection's TCP state, until it ends. The descriptor of its own shares the socket but
+// waits beside the readers of the other; the kernel's poller wakes it when anything arrives, the peer's FIN included.
+func (c *conn) watch() error {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	f, err := tcp.File()
+	if err != nil {
+		return err
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	context.AfterFunc(c.ctx, func() { _ = f.Close() })
+	go func() {
+		// Ends when the state has changed, or f was closed.
+		if err := raw.Read(peerGone); err == nil {
+			c.cancel()
+		}
+	}()
+	return nil
+}
+
+// peerGone says whether the socket is anything but established.
+func peerGone(fd uintptr) bool {
+	const established = 1 // include/net/tcp_states.h: TCP_ESTABLISHED
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err != nil || info.State != established
 }
 
 // Close may be called any number of times; all get the first one's result.

@@ -23,7 +23,9 @@ type forwarder struct {
 // PortForward implements portforward.PortForwarder: it copies both ways, a half-close included, until both sides have
 // ended or the client's connection has.
 func (f *forwarder) PortForward(_ context.Context, sandbox, _ string, port int32, client io.ReadWriteCloser) (err error) {
-	f.s.work.Add(1)
+	if err := f.s.begin(); err != nil {
+		return err
+	}
 	defer f.s.work.Done()
 	defer f.s.recovered("port-forward", &err)
 	if port < 1 || port > 65535 {

@@ -26,6 +26,8 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+
+	"crishim.dev/internal/errs"
 )
 
 // lingerTime is how long a connection may stay after its request has ended.
@@ -72,10 +74,14 @@ type Server struct {
 	tokens *tokens
 	http   *http.Server
 	done   chan struct{}
-	// work counts the requests and forwarded connections under way.
+	stop   context.CancelFunc
+	ctx    context.Context //nolint:containedctx // the life of the server, which its connections' contexts end with
+
+	mu sync.Mutex
+	// closed says that no more work may begin. Guarded by mu.
+	closed bool
+	// work counts the calls of Runtime under way. Added to with mu held.
 	work sync.WaitGroup
-	stop context.CancelFunc
-	ctx  context.Context //nolint:containedctx // the life of the server, which its connections' contexts end with
 }
 
 // New listens and serves.
@@ -108,7 +114,7 @@ func New(o Options) (*Server, error) {
 		ConnContext:       connContext,
 		ConnState: func(c net.Conn, state http.ConnState) {
 			if state == http.StateHijacked {
-				below(c).hijacked.Store(true)
+				s.hijacked(below(c))
 			}
 		},
 	}
@@ -121,13 +127,36 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Close ends every connection and waits for the requests under way.
+// Close ends every connection and waits for the calls of Runtime under way. It does not wait for requests whose clients
+// have not opened their streams yet: the protocol handlers notice nothing until their timeout.
 func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	err := s.http.Close()
 	s.stop()
 	<-s.done
 	s.work.Wait()
 	return err
+}
+
+// hijacked is called when net/http has given a connection away, and so watches it no more.
+func (s *Server) hijacked(c *conn) {
+	c.hijacked.Store(true)
+	if err := c.watch(); err != nil {
+		s.o.Log.Warn("streaming connection not watched", "err", err)
+	}
+}
+
+// begin counts a call of Runtime, unless the server is closed. The caller ends it with work.Done.
+func (s *Server) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errs.Newf(errs.Unavailable, "begin stream: the daemon is stopping")
+	}
+	s.work.Add(1)
+	return nil
 }
 
 // Exec keeps the request and returns the URL that runs it. Exhausted when too many are waiting.
@@ -156,8 +185,6 @@ func (s *Server) keep(verb string, request any) (string, error) {
 // the last frames are not lost to a reset.
 func (s *Server) handle(f func(w http.ResponseWriter, r *http.Request, request any) bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		s.work.Add(1)
-		defer s.work.Done()
 		if r.Method != http.MethodGet && r.Method != http.MethodPost {
 			http.Error(w, "use GET or POST", http.StatusMethodNotAllowed)
 			return
