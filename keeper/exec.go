@@ -167,6 +167,12 @@ func (c *child) run() {
 			}
 			c.args[a] = v
 		}
+		if skipped(o, c.args[5]) {
+			if o.Result != proto.NoResult {
+				c.regs[o.Result%proto.NumRegs] = ^uintptr(unix.EBADF - 1) // -EBADF
+			}
+			continue
+		}
 		r, e := c.do(o, i)
 		if e != 0 {
 			if !ignored(o, e) {
@@ -182,6 +188,15 @@ func (c *child) run() {
 		}
 	}
 	c.fail(c.numOps, unix.ENOEXEC) // a program ends by execve, PseudoFail or PseudoExit
+}
+
+// skipped says whether o's condition does not hold.
+//
+//go:nosplit
+//go:norace
+func skipped(o *proto.Op, cond uintptr) bool {
+	open := int(cond) >= 0
+	return o.Flags&proto.FlagIf != 0 && !open || o.Flags&proto.FlagUnless != 0 && open
 }
 
 // do does one op with the arguments in c.args.

@@ -26,7 +26,11 @@ type code struct {
 	name string
 	// strings and arrays are where equal data was stored before.
 	strings, arrays map[string]uint64
-	inUse           [proto.NumRegs]bool
+	// inUse are the registers that hold something; maybe are those that may hold an errno instead.
+	inUse, maybe [proto.NumRegs]bool
+	// cond and its flag are the condition of the ops that follow.
+	cond arg
+	flag uint8
 	// used has the passed descriptors that an op has named, in order of their first use.
 	used []FD
 }
@@ -111,6 +115,9 @@ func (p *code) do(nr int, args ...arg) *proto.Op {
 	for i, a := range args {
 		op.Kind[i], op.Arg[i] = a.kind, a.v
 	}
+	if p.flag != 0 {
+		op.Flags, op.Kind[5], op.Arg[5] = p.flag, p.cond.kind, p.cond.v
+	}
 	p.Ops = append(p.Ops, op)
 	p.Labels = append(p.Labels, p.name)
 	return &p.Ops[len(p.Ops)-1]
@@ -126,12 +133,12 @@ func (p *code) try(ignore []unix.Errno, nr int, args ...arg) *proto.Op {
 }
 
 // open is try for calls that return a descriptor. Until close, the register is not used again. When the call fails with an
-// ignored errno the register holds a negative number: later uses fail with EBADF.
+// ignored errno the register holds none: see ifOpen.
 func (p *code) open(ignore []unix.Errno, nr int, args ...arg) reg {
 	op := p.try(ignore, nr, args...)
 	for i, used := range p.inUse {
 		if !used {
-			p.inUse[i] = true
+			p.inUse[i], p.maybe[i] = true, len(ignore) > 0 || p.flag != 0
 			op.Result = uint8(i)
 			return reg(i)
 		}
@@ -139,9 +146,27 @@ func (p *code) open(ignore []unix.Errno, nr int, args ...arg) reg {
 	panic("launch: out of registers")
 }
 
-// close closes the descriptor in r and frees the register.
+// ifOpen adds the ops of body under the condition that r holds a descriptor, if it may not. Conditions don't nest.
+func (p *code) ifOpen(r reg, body func()) { p.under(proto.FlagIf, r, body) }
+
+// unless is the opposite of ifOpen.
+func (p *code) unless(r reg, body func()) { p.under(proto.FlagUnless, r, body) }
+
+func (p *code) under(flag uint8, r reg, body func()) {
+	if p.maybe[r] {
+		p.flag, p.cond = flag, r.arg()
+	}
+	body()
+	p.flag, p.cond = 0, arg{}
+}
+
+// close closes the descriptor in r, if there is one, and frees the register.
 func (p *code) close(r reg) {
-	p.try([]unix.Errno{unix.EBADF}, unix.SYS_CLOSE, r.arg())
+	if p.flag == 0 {
+		p.ifOpen(r, func() { p.do(unix.SYS_CLOSE, r.arg()) })
+	} else {
+		p.do(unix.SYS_CLOSE, r.arg())
+	}
 	p.inUse[r] = false
 }
 

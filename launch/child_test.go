@@ -99,6 +99,12 @@ func (c *child) step(i int) {
 		}
 		a[k] = v
 	}
+	if open := int(a[5]) >= 0; op.Flags&proto.FlagIf != 0 && !open || op.Flags&proto.FlagUnless != 0 && open {
+		if op.Result != proto.NoResult {
+			c.regs[op.Result] = ^uintptr(unix.EBADF - 1)
+		}
+		return
+	}
 	r, errno := c.call(op.NR, &a)
 	if errno != 0 {
 		ignored := false

@@ -80,7 +80,7 @@ func (p *prog) files(d *Description, all []point) {
 		if from := madeInside(all, cwd, false); from >= 0 {
 			p.step("make working directory " + cwd)
 			// What can't be made may be there all the same, where only the user can look (NFS): chdir will tell.
-			p.makePath(root, parts(cwd), from, false, []unix.Errno{unix.EEXIST, unix.EACCES, unix.EROFS, unix.EBADF})
+			p.makePath(root, parts(cwd), from, false, []unix.Errno{unix.EEXIST, unix.EACCES, unix.EROFS})
 		}
 	}
 	for _, path := range d.ReadOnlyPaths {
@@ -94,7 +94,7 @@ func (p *prog) files(d *Description, all []point) {
 	}
 	if d.ReadOnlyRoot {
 		p.step("make the root file system read-only")
-		p.setAttr(nil, root, rdonly)
+		p.setAttr(root, rdonly)
 	}
 	p.pivot(root)
 }

@@ -59,6 +59,12 @@ func dumpOp(p *proto.Program, op *proto.Op) string {
 	if len(ignored) > 0 {
 		line += " unless " + strings.Join(ignored, " ")
 	}
+	switch {
+	case op.Flags&proto.FlagIf != 0:
+		line = fmt.Sprintf("if r%d: %s", op.Arg[5], line)
+	case op.Flags&proto.FlagUnless != 0:
+		line = fmt.Sprintf("if no r%d: %s", op.Arg[5], line)
+	}
 	return line
 }
 

@@ -33,8 +33,6 @@ type option struct {
 // Lists of errnos, named for what they stand for.
 var (
 	missing = []unix.Errno{unix.ENOENT}
-	// unopened: the descriptor that an earlier op should have opened was missing.
-	unopened = []unix.Errno{unix.EBADF}
 	exists   = []unix.Errno{unix.EEXIST}
 )
 
@@ -69,7 +67,7 @@ func (p *prog) newFS(fstype string, attrs int, options ...option) reg {
 }
 
 // clone makes a detached bind mount of path below dir ("": of dir itself).
-func (p *prog) clone(ignore []unix.Errno, dir arg, path string, recursive bool) reg {
+func (p *prog) clone(dir arg, path string, recursive bool) reg {
 	flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_NO_AUTOMOUNT
 	if path == "" {
 		flags |= unix.AT_EMPTY_PATH
@@ -79,17 +77,17 @@ func (p *prog) clone(ignore []unix.Errno, dir arg, path string, recursive bool) 
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
-	return p.open(ignore, unix.SYS_OPEN_TREE, dir, p.str(path), imm(flags))
+	return p.open(nil, unix.SYS_OPEN_TREE, dir, p.str(path), imm(flags))
 }
 
 // attach moves the detached mount m to the open target t.
-func (p *prog) attach(ignore []unix.Errno, m, t arg) {
-	p.try(ignore, unix.SYS_MOVE_MOUNT, m, p.str(""), t, p.str(""), imm(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+func (p *prog) attach(m, t arg) {
+	p.do(unix.SYS_MOVE_MOUNT, m, p.str(""), t, p.str(""), imm(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
 }
 
 // setAttr adds attributes to the mount m.
-func (p *prog) setAttr(ignore []unix.Errno, m arg, attrs int) {
-	p.try(ignore, unix.SYS_MOUNT_SETATTR, m, p.str(""), imm(unix.AT_EMPTY_PATH), p.words(uint64(attrs), 0, 0, 0), imm(mountAttrSize))
+func (p *prog) setAttr(m arg, attrs int) {
+	p.do(unix.SYS_MOUNT_SETATTR, m, p.str(""), imm(unix.AT_EMPTY_PATH), p.words(uint64(attrs), 0, 0, 0), imm(mountAttrSize))
 }
 
 // writeFile writes value to the open file f, in one call.

@@ -144,12 +144,12 @@ func (p *prog) mountOne(root arg, m *point) {
 	}
 	t := p.target(root, m, flags)
 	if m.make == nil {
-		p.attach(nil, p.fd(m.fd), t.arg())
+		p.attach(p.fd(m.fd), t.arg())
 		p.close(t)
 		return
 	}
 	detached := m.make(p)
-	p.attach(nil, detached.arg(), t.arg())
+	p.attach(detached.arg(), t.arg())
 	p.close(t)
 	if m.finish != nil {
 		m.finish(p, detached)
@@ -169,11 +169,13 @@ func (p *prog) target(root arg, m *point, flags int) reg {
 func (p *prog) makePath(root arg, names []string, from int, file bool, ignore []unix.Errno) {
 	for i := from; i < len(names); i++ {
 		dir := p.in(opening(ignore), root, "/"+strings.Join(names[:i], "/"), unix.O_PATH|unix.O_DIRECTORY)
-		if file && i == len(names)-1 {
-			p.try(ignore, unix.SYS_MKNODAT, dir.arg(), p.str(names[i]), imm(unix.S_IFREG|0o644), imm(0))
-		} else {
-			p.try(ignore, unix.SYS_MKDIRAT, dir.arg(), p.str(names[i]), imm(0o755))
-		}
+		p.ifOpen(dir, func() {
+			if file && i == len(names)-1 {
+				p.try(ignore, unix.SYS_MKNODAT, dir.arg(), p.str(names[i]), imm(unix.S_IFREG|0o644), imm(0))
+			} else {
+				p.try(ignore, unix.SYS_MKDIRAT, dir.arg(), p.str(names[i]), imm(0o755))
+			}
+		})
 		p.close(dir)
 	}
 }

@@ -39,18 +39,18 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 		p.step("mount /proc")
 		p.do(unix.SYS_MKDIRAT, root.arg(), p.str("proc"), imm(0o555))
 		t, proc := p.at(nil, root.arg(), "proc", unix.O_PATH), p.newFS("proc", nosuid|nodev|noexec)
-		p.attach(nil, proc.arg(), t.arg())
+		p.attach(proc.arg(), t.arg())
 		p.close(proc)
 		p.close(t)
 	}
-	p.setAttr(nil, root.arg(), rdonly)
+	p.setAttr(root.arg(), rdonly)
 	p.pivot(root.arg())
 	p.close(root)
 	p.limits()
 	p.session()
 	p.closeAll(d.Binary)
 	for i := range 3 {
-		p.try(unopened, unix.SYS_CLOSE, imm(i))
+		p.try([]unix.Errno{unix.EBADF}, unix.SYS_CLOSE, imm(i))
 	}
 	p.identity()
 	p.restrict()

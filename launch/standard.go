@@ -49,7 +49,7 @@ func (p *prog) proc(d *Description, f Facts) reg {
 	}
 	own := p.at(nil, imm(atCWD), "/proc/self/ns/mnt", unix.O_RDONLY)
 	p.do(unix.SYS_SETNS, p.fd(d.PIDMount), imm(unix.CLONE_NEWNS))
-	m := p.clone(nil, imm(atCWD), "/proc", false)
+	m := p.clone(imm(atCWD), "/proc", false)
 	p.do(unix.SYS_SETNS, own.arg(), imm(unix.CLONE_NEWNS))
 	p.close(own)
 	return m
@@ -73,7 +73,7 @@ func cgroupPoint(attrs int, f Facts) point {
 		}
 		p.step("mount /sys/fs/cgroup")
 		if attrs&rdonly != 0 {
-			p.setAttr(nil, m.arg(), rdonly)
+			p.setAttr(m.arg(), rdonly)
 		}
 	}
 	return pt
@@ -94,7 +94,7 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 	}
 	t := p.at(nil, dir, h.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	m := p.newFS("cgroup", attrs, options...)
-	p.attach(nil, m.arg(), t.arg())
+	p.attach(m.arg(), t.arg())
 	p.close(m)
 	p.close(t)
 }
@@ -111,30 +111,37 @@ func (p *prog) masks() reg {
 	return m
 }
 
-// mask hides path below root, whatever it is. ENOTDIR and EINVAL tell files from directories: see the ops.
+// mask hides path below root, whatever it is, if it is there. Clones are made only where they are used: to close a mount that was never
+// attached takes as long as ten calls.
 func (p *prog) mask(root, masks arg, path string) {
 	p.step("mask " + path)
-	t := p.in(missing, root, path, unix.O_PATH)
-	null := p.clone(nil, masks, "null", false)
-	// A directory refuses a file with EINVAL.
-	p.attach([]unix.Errno{unix.EBADF, unix.EINVAL}, null.arg(), t.arg())
-	p.close(null)
-	p.close(t)
-	t = p.in([]unix.Errno{unix.ENOENT, unix.ENOTDIR}, root, path, unix.O_PATH|unix.O_DIRECTORY)
-	empty := p.clone(nil, masks, "empty", false)
-	p.setAttr(nil, empty.arg(), rdonly|nodev)
-	p.attach(unopened, empty.arg(), t.arg())
-	p.close(empty)
-	p.close(t)
+	dir := p.in([]unix.Errno{unix.ENOENT, unix.ENOTDIR}, root, path, unix.O_PATH|unix.O_DIRECTORY)
+	p.ifOpen(dir, func() {
+		empty := p.clone(masks, "empty", false)
+		p.setAttr(empty.arg(), rdonly|nodev)
+		p.attach(empty.arg(), dir.arg())
+		p.close(empty)
+	})
+	var file reg
+	p.unless(dir, func() { file = p.in(missing, root, path, unix.O_PATH) })
+	p.ifOpen(file, func() {
+		null := p.clone(masks, "null", false)
+		p.attach(null.arg(), file.arg())
+		p.close(null)
+	})
+	p.close(file)
+	p.close(dir)
 }
 
-// readOnly makes path below root read-only, with all that is mounted there.
+// readOnly makes path below root read-only, with all that is mounted there, if it is there.
 func (p *prog) readOnly(root arg, path string) {
 	p.step("make " + path + " read-only")
 	t := p.in(missing, root, path, unix.O_PATH)
-	m := p.clone(unopened, t.arg(), "", true)
-	p.setAttr(unopened, m.arg(), rdonly)
-	p.attach(unopened, m.arg(), t.arg())
-	p.close(m)
+	p.ifOpen(t, func() {
+		m := p.clone(t.arg(), "", true)
+		p.setAttr(m.arg(), rdonly)
+		p.attach(m.arg(), t.arg())
+		p.close(m)
+	})
 	p.close(t)
 }

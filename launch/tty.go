@@ -59,11 +59,13 @@ func (p *launchee) tty() {
 	p.close(master)
 	if p.console {
 		p.step("mount /dev/console")
-		m := p.clone(nil, slave.arg(), "", false)
 		// Missing where /dev is a volume; then there is no console.
 		t := p.in(missing, imm(atCWD), "/dev/console", unix.O_PATH)
-		p.attach(unopened, m.arg(), t.arg())
-		p.close(m)
+		p.ifOpen(t, func() {
+			m := p.clone(slave.arg(), "", false)
+			p.attach(m.arg(), t.arg())
+			p.close(m)
+		})
 		p.close(t)
 	}
 	p.step("set up stdio")

@@ -61,6 +61,10 @@ const (
 	// FlagKeepEACCES remembers an ignored EACCES: a later PseudoFail reports it instead of its own errno.
 	// This is what execvp does with its PATH candidates.
 	FlagKeepEACCES uint8 = 1 << iota
+	// FlagIf skips the op unless the register that is Arg[5] holds a descriptor; FlagUnless, unless it holds none (an ignored
+	// errno, negated). The result register of a skipped op gets -EBADF. No call that programs make has six arguments.
+	FlagIf
+	FlagUnless
 )
 
 // Registers and results.
@@ -219,6 +223,9 @@ func checkOp(b []byte, dataLen, numFDs int) string {
 		if v >= limit {
 			return "argument " + strconv.Itoa(a) + " out of range: " + strconv.FormatUint(v, 10)
 		}
+	}
+	if b[5]&(FlagIf|FlagUnless) != 0 && ArgKind(b[16+5]) != Reg {
+		return "condition without a register"
 	}
 	var width uint64
 	switch nr {
