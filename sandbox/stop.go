@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crishim.dev/internal/errs"
 )
 
@@ -78,7 +80,18 @@ func (m *Manager) endInit(ctx context.Context, r *record) error {
 	if err := m.removeCgroup(ctx, path); err != nil {
 		return err
 	}
-	return m.o.Keeper.Forget(ctx, initID(r.ID))
+	// Its cgroup is empty as soon as it is dead; the keeper lets go of it when it has been reaped as well.
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := m.o.Keeper.Forget(ctx, initID(r.ID))
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // prune removes the pod's cgroup if we made it.
