@@ -24,6 +24,7 @@ import (
 	"crishim.dev/container"
 	"crishim.dev/internal/errs"
 	"crishim.dev/sandbox"
+	"crishim.dev/stats"
 	"crishim.dev/stream"
 )
 
@@ -289,23 +290,25 @@ func (n fakeNetwork) SetPodCIDRs(p []netip.Prefix) error {
 
 type fakeStats struct{ *node }
 
-func (n fakeStats) Container(ctx context.Context, c container.Container) (*cri.ContainerStats, error) {
-	return &cri.ContainerStats{Attributes: &cri.ContainerAttributes{Id: string(c.ID)}}, n.called(ctx, "stats.Container")
+func (n fakeStats) Container(c stats.Container) (*cri.ContainerStats, error) {
+	return &cri.ContainerStats{Attributes: c.Attributes}, n.called(context.Background(), "stats.Container", c.Image)
 }
 
-func (n fakeStats) Pod(ctx context.Context, p sandbox.Sandbox, of []container.Container) (*cri.PodSandboxStats, error) {
-	return &cri.PodSandboxStats{Attributes: &cri.PodSandboxAttributes{Id: string(p.ID)}}, n.called(ctx, "stats.Pod", len(of))
+func (n fakeStats) Pod(p stats.Pod) (*cri.PodSandboxStats, error) {
+	return &cri.PodSandboxStats{Attributes: p.Attributes}, n.called(context.Background(), "stats.Pod", len(p.Containers))
 }
 
 func (n fakeStats) Descriptors() []*cri.MetricDescriptor {
 	return []*cri.MetricDescriptor{{Name: "container_cpu_usage_seconds_total"}}
 }
 
-func (n fakeStats) Metrics(ctx context.Context, p sandbox.Sandbox, _ []container.Container) (*cri.PodSandboxMetrics, error) {
-	return &cri.PodSandboxMetrics{PodSandboxId: string(p.ID)}, n.called(ctx, "stats.Metrics")
+func (n fakeStats) Metrics(p stats.Pod) (*cri.PodSandboxMetrics, error) {
+	return &cri.PodSandboxMetrics{PodSandboxId: p.Attributes.GetId()}, n.called(context.Background(), "stats.Metrics")
 }
 
 type fakeEvents struct{ *node }
+
+func (n fakeEvents) Remember(sandbox.Sandbox) {}
 
 func (n fakeEvents) Subscribe(ctx context.Context, send func(*cri.ContainerEventResponse) error) error {
 	if err := n.called(ctx, "events.Subscribe"); err != nil {

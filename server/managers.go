@@ -12,6 +12,7 @@ import (
 
 	"crishim.dev/container"
 	"crishim.dev/sandbox"
+	"crishim.dev/stats"
 	"crishim.dev/stream"
 )
 
@@ -90,19 +91,20 @@ type Network interface {
 	SetPodCIDRs(cidrs []netip.Prefix) error
 }
 
-// Stats measures. A container or pod that ended meanwhile is errs.NotFound.
+// Stats measures; *stats.Meter has it. What ended meanwhile is errs.NotFound.
 type Stats interface {
-	Container(ctx context.Context, c container.Container) (*cri.ContainerStats, error)
-	// Pod measures the pod and its containers.
-	Pod(ctx context.Context, pod sandbox.Sandbox, containers []container.Container) (*cri.PodSandboxStats, error)
+	Container(c stats.Container) (*cri.ContainerStats, error)
+	Pod(p stats.Pod) (*cri.PodSandboxStats, error)
 	// Descriptors are the same for the life of the daemon.
 	Descriptors() []*cri.MetricDescriptor
-	Metrics(ctx context.Context, pod sandbox.Sandbox, containers []container.Container) (*cri.PodSandboxMetrics, error)
+	Metrics(p stats.Pod) (*cri.PodSandboxMetrics, error)
 }
 
-// Events is the stream behind GetContainerEvents.
+// Events is what GetContainerEvents needs; *Publisher has it.
 type Events interface {
 	// Subscribe calls send for each event from now on, in order, until ctx is done or send fails; it returns errs.Exhausted
 	// to a consumer that was too slow and lost events.
 	Subscribe(ctx context.Context, send func(*cri.ContainerEventResponse) error) error
+	// Remember is called before a pod is removed, for the event of its end, which carries its status.
+	Remember(pod sandbox.Sandbox)
 }

@@ -59,6 +59,7 @@ func (s pods) RemovePodSandbox(ctx context.Context, r *cri.RemovePodSandboxReque
 	if err := ignoreNotFound(s.o.Containers.RemovePod(ctx, pod.ID)); err != nil {
 		return nil, err
 	}
+	s.o.Events.Remember(pod)
 	return &cri.RemovePodSandboxResponse{}, ignoreNotFound(s.o.Sandboxes.Remove(ctx, pod.ID))
 }
 

@@ -62,7 +62,7 @@ type runtimeService struct {
 	pods
 	containers
 	execs
-	stats
+	measures
 	events
 	fallback
 }
@@ -80,7 +80,7 @@ func New(o Options) *Server {
 		pods:       pods{&o},
 		containers: containers{&o},
 		execs:      execs{&o},
-		stats:      stats{&o},
+		measures:   measures{&o},
 		events:     events{&o},
 	})
 	cri.RegisterImageServiceServer(s.grpc, &images{o: &o})

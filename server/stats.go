@@ -12,29 +12,30 @@ import (
 	"crishim.dev/container"
 	"crishim.dev/internal/errs"
 	"crishim.dev/sandbox"
+	"crishim.dev/stats"
 )
 
-// stats answers the RPCs that measure.
-type stats struct{ o *Options }
+// measures answers the RPCs that measure.
+type measures struct{ o *Options }
 
 // ContainerStats measures one container.
-func (s stats) ContainerStats(ctx context.Context, r *cri.ContainerStatsRequest) (*cri.ContainerStatsResponse, error) {
+func (s measures) ContainerStats(_ context.Context, r *cri.ContainerStatsRequest) (*cri.ContainerStatsResponse, error) {
 	c, err := s.o.container(r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.o.Stats.Container(ctx, c)
+	st, err := s.o.Stats.Container(measuredContainer(c))
 	return &cri.ContainerStatsResponse{Stats: st}, err
 }
 
 // ListContainerStats measures the running containers that match.
-func (s stats) ListContainerStats(ctx context.Context, r *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
+func (s measures) ListContainerStats(ctx context.Context, r *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
 	items, err := s.ofContainers(ctx, r.GetFilter())
 	return &cri.ListContainerStatsResponse{Stats: items}, err
 }
 
 // StreamContainerStats is ListContainerStats in pieces.
-func (s stats) StreamContainerStats(r *cri.StreamContainerStatsRequest, to grpc.ServerStreamingServer[cri.StreamContainerStatsResponse]) error {
+func (s measures) StreamContainerStats(r *cri.StreamContainerStatsRequest, to grpc.ServerStreamingServer[cri.StreamContainerStatsResponse]) error {
 	items, err := s.ofContainers(to.Context(), r.GetFilter())
 	if err != nil {
 		return err
@@ -44,7 +45,7 @@ func (s stats) StreamContainerStats(r *cri.StreamContainerStatsRequest, to grpc.
 	})
 }
 
-func (s stats) ofContainers(ctx context.Context, f *cri.ContainerStatsFilter) ([]*cri.ContainerStats, error) {
+func (s measures) ofContainers(ctx context.Context, f *cri.ContainerStatsFilter) ([]*cri.ContainerStats, error) {
 	if err := validateSelector(f.GetLabelSelector(), f.GetId(), f.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
@@ -55,27 +56,29 @@ func (s stats) ofContainers(ctx context.Context, f *cri.ContainerStatsFilter) ([
 			matching = append(matching, c)
 		}
 	}
-	return measureEach(matching, func(c container.Container) (*cri.ContainerStats, error) { return s.o.Stats.Container(ctx, c) })
+	return measureEach(ctx, matching, func(c container.Container) (*cri.ContainerStats, error) {
+		return s.o.Stats.Container(measuredContainer(c))
+	})
 }
 
 // PodSandboxStats measures one pod with its containers.
-func (s stats) PodSandboxStats(ctx context.Context, r *cri.PodSandboxStatsRequest) (*cri.PodSandboxStatsResponse, error) {
+func (s measures) PodSandboxStats(_ context.Context, r *cri.PodSandboxStatsRequest) (*cri.PodSandboxStatsResponse, error) {
 	pod, err := s.o.pod(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.o.Stats.Pod(ctx, pod, s.o.containersOf(pod.ID))
+	st, err := s.o.Stats.Pod(measuredPod(pod, s.o.containersOf(pod.ID)))
 	return &cri.PodSandboxStatsResponse{Stats: st}, err
 }
 
 // ListPodSandboxStats measures the ready pods that match.
-func (s stats) ListPodSandboxStats(ctx context.Context, r *cri.ListPodSandboxStatsRequest) (*cri.ListPodSandboxStatsResponse, error) {
+func (s measures) ListPodSandboxStats(ctx context.Context, r *cri.ListPodSandboxStatsRequest) (*cri.ListPodSandboxStatsResponse, error) {
 	items, err := s.ofPods(ctx, r.GetFilter())
 	return &cri.ListPodSandboxStatsResponse{Stats: items}, err
 }
 
 // StreamPodSandboxStats is ListPodSandboxStats in pieces.
-func (s stats) StreamPodSandboxStats(r *cri.StreamPodSandboxStatsRequest, to grpc.ServerStreamingServer[cri.StreamPodSandboxStatsResponse]) error {
+func (s measures) StreamPodSandboxStats(r *cri.StreamPodSandboxStatsRequest, to grpc.ServerStreamingServer[cri.StreamPodSandboxStatsResponse]) error {
 	items, err := s.ofPods(to.Context(), r.GetFilter())
 	if err != nil {
 		return err
@@ -85,7 +88,7 @@ func (s stats) StreamPodSandboxStats(r *cri.StreamPodSandboxStatsRequest, to grp
 	})
 }
 
-func (s stats) ofPods(ctx context.Context, f *cri.PodSandboxStatsFilter) ([]*cri.PodSandboxStats, error) {
+func (s measures) ofPods(ctx context.Context, f *cri.PodSandboxStatsFilter) ([]*cri.PodSandboxStats, error) {
 	if err := validateSelector(f.GetLabelSelector(), f.GetId()); err != nil {
 		return nil, err
 	}
@@ -96,22 +99,24 @@ func (s stats) ofPods(ctx context.Context, f *cri.PodSandboxStatsFilter) ([]*cri
 		}
 	}
 	of := s.containersByPod()
-	return measureEach(matching, func(pod sandbox.Sandbox) (*cri.PodSandboxStats, error) { return s.o.Stats.Pod(ctx, pod, of[pod.ID]) })
+	return measureEach(ctx, matching, func(pod sandbox.Sandbox) (*cri.PodSandboxStats, error) {
+		return s.o.Stats.Pod(measuredPod(pod, of[pod.ID]))
+	})
 }
 
 // ListMetricDescriptors names every metric that ListPodSandboxMetrics may give.
-func (s stats) ListMetricDescriptors(context.Context, *cri.ListMetricDescriptorsRequest) (*cri.ListMetricDescriptorsResponse, error) {
+func (s measures) ListMetricDescriptors(context.Context, *cri.ListMetricDescriptorsRequest) (*cri.ListMetricDescriptorsResponse, error) {
 	return &cri.ListMetricDescriptorsResponse{Descriptors: s.o.Stats.Descriptors()}, nil
 }
 
 // ListPodSandboxMetrics gives the metrics of every ready pod.
-func (s stats) ListPodSandboxMetrics(ctx context.Context, _ *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error) {
+func (s measures) ListPodSandboxMetrics(ctx context.Context, _ *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error) {
 	items, err := s.metrics(ctx)
 	return &cri.ListPodSandboxMetricsResponse{PodMetrics: items}, err
 }
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in pieces.
-func (s stats) StreamPodSandboxMetrics(_ *cri.StreamPodSandboxMetricsRequest, to grpc.ServerStreamingServer[cri.StreamPodSandboxMetricsResponse]) error {
+func (s measures) StreamPodSandboxMetrics(_ *cri.StreamPodSandboxMetricsRequest, to grpc.ServerStreamingServer[cri.StreamPodSandboxMetricsResponse]) error {
 	items, err := s.metrics(to.Context())
 	if err != nil {
 		return err
@@ -121,7 +126,7 @@ func (s stats) StreamPodSandboxMetrics(_ *cri.StreamPodSandboxMetricsRequest, to
 	})
 }
 
-func (s stats) metrics(ctx context.Context) ([]*cri.PodSandboxMetrics, error) {
+func (s measures) metrics(ctx context.Context) ([]*cri.PodSandboxMetrics, error) {
 	var pods []sandbox.Sandbox
 	for _, pod := range s.o.Sandboxes.List() {
 		if pod.State == sandbox.Ready {
@@ -129,12 +134,12 @@ func (s stats) metrics(ctx context.Context) ([]*cri.PodSandboxMetrics, error) {
 		}
 	}
 	of := s.containersByPod()
-	return measureEach(pods, func(pod sandbox.Sandbox) (*cri.PodSandboxMetrics, error) {
-		return s.o.Stats.Metrics(ctx, pod, of[pod.ID])
+	return measureEach(ctx, pods, func(pod sandbox.Sandbox) (*cri.PodSandboxMetrics, error) {
+		return s.o.Stats.Metrics(measuredPod(pod, of[pod.ID]))
 	})
 }
 
-func (s stats) containersByPod() map[sandbox.ID][]container.Container {
+func (s measures) containersByPod() map[sandbox.ID][]container.Container {
 	of := map[sandbox.ID][]container.Container{}
 	for _, c := range s.o.Containers.List() {
 		of[c.Sandbox] = append(of[c.Sandbox], c)
@@ -142,10 +147,47 @@ func (s stats) containersByPod() map[sandbox.ID][]container.Container {
 	return of
 }
 
+// measuredPod says what to measure of a pod and of those of its containers that run.
+func measuredPod(p sandbox.Sandbox, of []container.Container) stats.Pod {
+	m := stats.Pod{
+		Attributes: &cri.PodSandboxAttributes{Id: string(p.ID), Metadata: p.Config.GetMetadata(), Labels: p.Config.GetLabels(), Annotations: p.Config.GetAnnotations()},
+		Cgroup:     p.Cgroup,
+		NetNS:      p.NetNS,
+	}
+	for _, c := range of {
+		if c.State == container.Running {
+			m.Containers = append(m.Containers, measuredContainer(c))
+		}
+	}
+	return m
+}
+
+func measuredContainer(c container.Container) stats.Container {
+	return stats.Container{
+		Attributes: &cri.ContainerAttributes{Id: string(c.ID), Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
+		Cgroup:     c.Cgroup,
+		PID:        c.PID,
+		Image:      imageName(c.Config.GetImage()),
+		Resources:  c.Resources,
+		StartedAt:  c.StartedAt,
+	}
+}
+
+// imageName is what the user called the image, as far as the request says.
+func imageName(spec *cri.ImageSpec) string {
+	if n := spec.GetUserSpecifiedImage(); n != "" {
+		return n
+	}
+	return spec.GetImage()
+}
+
 // measureEach measures all objects, leaving out those that ended meanwhile.
-func measureEach[O, R any](objects []O, measure func(O) (R, error)) ([]R, error) {
+func measureEach[O, R any](ctx context.Context, objects []O, measure func(O) (R, error)) ([]R, error) {
 	var results []R
 	for _, o := range objects {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		r, err := measure(o)
 		if errors.Is(err, errs.NotFound) {
 			continue
