@@ -77,7 +77,10 @@ func (b *bench) newPod() *pod {
 	return &pod{config: &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
 		LogDirectory: filepath.Join(b.logDir, name),
-		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: b.cgroupParent},
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    b.cgroupParent,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: ownPIDs()},
+		},
 	}}
 }
 
@@ -87,7 +90,7 @@ func (b *bench) start(ctx context.Context, p *pod, command ...string) ([]step, e
 	container := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: b.image}, Command: command, LogPath: "c.log",
 		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
-			Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
+			NamespaceOptions: ownPIDs(), Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
 		}},
 	}
 	began := time.Now()
@@ -146,3 +149,8 @@ func (b *bench) remove(ctx context.Context, p *pod) ([]step, error) {
 
 // sleeper ends at SIGTERM at once, so that StopContainer measures the runtime and not a grace period.
 func sleeper() []string { return strings.Split("sh|-c|trap 'exit 0' TERM; sleep 100000 & wait", "|") }
+
+// ownPIDs is what the kubelet asks for: a pid namespace per container.
+func ownPIDs() *cri.NamespaceOption {
+	return &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
+}

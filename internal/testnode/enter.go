@@ -133,6 +133,11 @@ func beInit() (int, error) {
 	if err := loopback(); err != nil {
 		return 0, err
 	}
+	if os.Getenv(EnvCgroupNS) != "" {
+		if err := ownCgroups(); err != nil {
+			return 0, err
+		}
+	}
 	if err := os.Setenv(envStage, stageInside); err != nil {
 		return 0, err
 	}
@@ -198,7 +203,13 @@ func view() error {
 func Dir() string { return os.Getenv(envDir) }
 
 // CgroupParent is the one control group, in every hierarchy, under which everything of this process's nodes lives.
-func CgroupParent() string { return "/" + filepath.Base(Dir()) }
+// In a cgroup namespace that is the root.
+func CgroupParent() string {
+	if os.Getenv(EnvCgroupNS) != "" {
+		return "/"
+	}
+	return "/" + filepath.Base(Dir())
+}
 
 // remains removes what the end of the namespaces leaves: control groups and the directory.
 func remains(dir string) error {

@@ -63,7 +63,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	run := "/run/shim" + o.Name
 	n := &Node{
 		Dir: filepath.Join(Dir(), "node"+o.Name), Socket: run + "/shim.sock", State: run,
-		CgroupParent: CgroupParent() + "/pods" + o.Name, log: o.Log,
+		CgroupParent: filepath.Join(CgroupParent(), "pods"+o.Name), log: o.Log,
 	}
 	n.Root = filepath.Join(n.Dir, "lib")
 	for _, d := range []string{n.Dir, n.Root, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"), n.path("config.d"), n.path("logs"), n.path("path"), n.State} {
