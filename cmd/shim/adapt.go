@@ -19,6 +19,7 @@ import (
 	"crishim.dev/internal/kernel"
 	"crishim.dev/launch"
 	"crishim.dev/server"
+	"crishim.dev/snapshot"
 )
 
 // imageAdapter shows the image store in CRI's terms.
@@ -106,6 +107,20 @@ func criImage(img image.Image) server.Image {
 		}
 		return map[string]string{"info": string(b)}
 	}}
+}
+
+// writableLayer tells what a container's writable layer takes, nil when it was removed meanwhile.
+func writableLayer(snaps *snapshot.Store) func(id string) *cri.FilesystemUsage {
+	return func(id string) *cri.FilesystemUsage {
+		bytes, inodes, err := snaps.Usage(id)
+		if err != nil {
+			return nil
+		}
+		return &cri.FilesystemUsage{
+			Timestamp: time.Now().UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: snaps.Dir()},
+			UsedBytes: &cri.UInt64Value{Value: bytes}, InodesUsed: &cri.UInt64Value{Value: inodes},
+		}
+	}
 }
 
 // rlimits are the configured limits of containers in the kernel's terms.

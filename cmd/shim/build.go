@@ -29,6 +29,7 @@ import (
 	"crishim.dev/sandbox"
 	"crishim.dev/server"
 	"crishim.dev/snapshot"
+	"crishim.dev/stats"
 	"crishim.dev/store"
 	"crishim.dev/stream"
 )
@@ -109,19 +110,21 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, e
 		return n, err
 	}
 
-	feed := newFeed()
+	var events *server.Publisher // set below, before anything can change
 	layout := sandbox.Layout{Run: cfg.State}
 	sandboxes := sandbox.New(sandbox.Options{
 		Layout: layout, NetNSLinks: "/run/netns", HostEtc: "/etc", Store: podRecords, Keeper: pair, Network: network,
-		Cgroups: cgroups, Facts: facts, Changed: feed.sandboxChanged, Log: log,
+		Cgroups: cgroups, Facts: facts, Log: log,
+		Changed: func(id sandbox.ID, c sandbox.Change) { events.SandboxChanged(id, c) },
 	})
 	containers := container.New(container.Options{
 		Layout: layout, Dir: filepath.Join(cfg.Root, "containers"), Store: containerRecords, Keeper: pair, Sandboxes: sandboxes,
 		Images: images, Snapshots: snaps, Cgroups: cgroups, Facts: facts, Rlimits: rlimits(cfg.Limits), Tasks: cfg.Limits.Tasks,
 		Filters: seccomp.NewCache(seccomp.Target{Arch: runtime.GOARCH, Major: host.Major, Minor: host.Minor}),
-		Changed: feed.containerChanged, Log: log,
+		Log: log,
+		Changed: func(id container.ID, pod sandbox.ID, c container.Change) { events.ContainerChanged(id, pod, c) },
 	})
-	feed.sandboxes, feed.containers = sandboxes, containers
+	events = server.NewPublisher(sandboxes, containers)
 	if err := errors.Join(sandboxes.Recover(ctx), containers.Recover(ctx)); err != nil {
 		return n, fmt.Errorf("recover: %w", err)
 	}
@@ -136,14 +139,14 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, e
 		return n, err
 	}
 	n.closing(streams.Close)
-	meter := newMeter(cgroups, snaps)
+	meter := stats.New(stats.Options{Cgroups: cgroups, WritableLayer: writableLayer(snaps)})
 	n.closing(meter.Close)
 	n.cri = server.Options{
 		Version: version, SystemdCgroups: cgroups.Driver() == cgroup.Systemd,
 		Default:  server.Handler{RecursiveReadOnlyMounts: host.Features.MountSetattr},
 		Handlers: handlers(cfg.Runtime.Handlers, host), Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
 		Sandboxes: sandboxes, Containers: containers, Execs: containers, Images: imageAdapter{images}, Network: network,
-		Stats: meter, Events: feed, URLs: streams, Log: log,
+		Stats: meter, Events: events, URLs: streams, Log: log,
 	}
 	n.admin = server.AdminOptions{Version: version, Sandboxes: sandboxes, Containers: containers, Importer: imageAdapter{images}, Log: log}
 	return n, nil
