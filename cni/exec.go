@@ -45,7 +45,7 @@ func (e *executor) FindInPath(typ string, dirs []string) (string, error) {
 	if err := validType(typ); err != nil {
 		return "", err
 	}
-	if builtin.Is(typ) {
+	if builtin.Is(typ) && !e.n.binaries {
 		return builtinPath + typ, nil
 	}
 	return findBinary(typ, dirs)

@@ -47,6 +47,8 @@ type Network struct {
 	host *builtin.Host
 	pods keylock.Locks
 	reap *reaper
+	// binaries runs the binary of every type: what tests compare the built-in plugins with.
+	binaries bool
 
 	mu    sync.Mutex // guards what is below
 	conf  *loaded

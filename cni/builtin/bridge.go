@@ -38,6 +38,12 @@ type bridgeConf struct {
 	PromiscMode      bool    `json:"promiscMode"`
 	EnableDAD        bool    `json:"enabledad"`
 	PortIsolation    bool    `json:"portIsolation"`
+	MACSpoofCheck    bool    `json:"macspoofchk"`
+
+	VLAN                      int         `json:"vlan"`
+	VLANTrunk                 []vlanRange `json:"vlanTrunk"`
+	PreserveDefaultVLAN       bool        `json:"preserveDefaultVlan"`
+	DisableContainerInterface bool        `json:"disableContainerInterface"`
 
 	ipam struct {
 		Type string `json:"type"`
@@ -48,8 +54,11 @@ type bridgeConf struct {
 // checkBridge leaves the part "ipam" to whoever serves that: with a key that the built-in host-local doesn't understand, the bridge can stay
 // built in and the addresses come from the binary.
 func checkBridge(config []byte) error {
-	_, err := parseBridge(config, "")
-	return err
+	conf, err := parseBridge(config, "")
+	if err != nil {
+		return err
+	}
+	return conf.validate()
 }
 
 // ownIPAM says that addresses come from the built-in host-local.
@@ -69,20 +78,25 @@ func parseBridge(config []byte, args string) (*bridgeConf, error) {
 	if conf.IPMasqBackend != nil && *conf.IPMasqBackend != "nftables" {
 		return nil, notUnderstood("ipMasqBackend %q", *conf.IPMasqBackend)
 	}
-	if conf.HairpinMode && conf.PromiscMode {
-		return nil, errs.Newf(errs.Invalid, "hairpinMode and promiscMode exclude each other")
-	}
-	if conf.MTU < 0 || conf.MTU > 65535 {
-		return nil, errs.Newf(errs.Invalid, "mtu %d", conf.MTU)
-	}
-	if err := validName(conf.Bridge); err != nil {
-		return nil, prefixed("bridge", err)
-	}
 	conf.IsGateway = conf.IsGateway || conf.IsDefaultGateway
 	if err := open(conf.IPAM, &conf.ipam); err != nil {
 		return nil, err
 	}
 	return conf, conf.readMAC(args)
+}
+
+// validate refuses what can't be set up. A DEL doesn't ask: it has to work all the same.
+func (conf *bridgeConf) validate() error {
+	if conf.HairpinMode && conf.PromiscMode {
+		return errs.Newf(errs.Invalid, "hairpinMode and promiscMode exclude each other")
+	}
+	if conf.MTU < 0 || conf.MTU > 65535 {
+		return errs.Newf(errs.Invalid, "mtu %d", conf.MTU)
+	}
+	if conf.DisableContainerInterface && conf.ipam.Type != "" {
+		return errs.Newf(errs.Invalid, "cannot use IPAM when DisableContainerInterface flag is set")
+	}
+	return errors.Join(prefixed("bridge", validName(conf.Bridge)), conf.checkVLANs())
 }
 
 // readMAC takes the address for the pod's end from CNI_ARGS, args or the runtime; the later wins.
@@ -137,6 +151,9 @@ func (h *Host) runBridge(ctx context.Context, c *Call) (types.Result, error) {
 func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *current.Result, err error) {
 	var u undo.Stack
 	defer u.Run(&err)
+	if err := conf.validate(); err != nil {
+		return nil, err
+	}
 	pod, err := c.pod()
 	if err != nil {
 		return nil, err
@@ -147,6 +164,10 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	}
 	defer netns.Close()
 	res := result()
+	// A second ADD must fail, and must not undo what the first has got.
+	if _, err := pod.Link(c.IfName); err == nil {
+		return nil, errs.Newf(errs.AlreadyExists, "container veth name (%s) already exists", c.IfName)
+	}
 	if conf.ipam.Type != "" {
 		if err := h.ipam(ctx, c, conf, res); err != nil {
 			return nil, err
@@ -162,14 +183,22 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	if err != nil {
 		return nil, err
 	}
-	veth, err := h.addVeth(c, conf, pod, br, firstIP(res), netns)
+	veth, err := h.addVeth(c, conf, br, firstIP(res), netns)
 	if err != nil {
 		return nil, err
 	}
-	u.Add(func() error { return h.rt.Do(rtnl.DeleteLink(veth.Name).Allow(enodev)) })
-	eth, err := configurePod(pod, c.IfName, res, conf.EnableDAD)
+	u.Add(func() error { return h.unplug(c, conf) })
+	if err := h.portFlags(veth.Name, conf); err != nil {
+		return nil, err
+	}
+	eth, err := configurePod(pod, c.IfName, res, conf)
 	if err != nil {
 		return nil, err
+	}
+	if conf.MACSpoofCheck {
+		if err := h.nat.Guard(veth.Name, eth.MAC); err != nil {
+			return nil, err
+		}
 	}
 	if err := h.masquerade(conf, res); err != nil {
 		return nil, err
@@ -220,9 +249,9 @@ func defaultNet(v4 bool) net.IPNet {
 	return net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 }
 
-// addVeth makes the pair. The name is derived from the attachment, so that DEL finds it without the pod. A pair of that name with
-// no interface in this pod was left by a crash, in a namespace that is gone or going: it is replaced.
-func (h *Host) addVeth(c *Call, conf *bridgeConf, pod *rtnl.Conn, br rtnl.Link, ip netip.Addr, netns *os.File) (rtnl.Link, error) {
+// addVeth makes the pair. The name is derived from the attachment, so that DEL finds it without the pod. A pair of that name was left by a
+// crash, its other end in a namespace that is gone or going: it is replaced.
+func (h *Host) addVeth(c *Call, conf *bridgeConf, br rtnl.Link, ip netip.Addr, netns *os.File) (rtnl.Link, error) {
 	v := rtnl.Veth{Name: vethName(c.Container, c.IfName), MTU: conf.MTU, Master: br.Index, Peer: c.IfName, PeerMAC: conf.mac, NetNS: netns}
 	v.MAC = macOf(v.Name)
 	if v.PeerMAC == nil && ip.IsValid() {
@@ -230,18 +259,22 @@ func (h *Host) addVeth(c *Call, conf *bridgeConf, pod *rtnl.Conn, br rtnl.Link, 
 	}
 	err := h.rt.Do(rtnl.AddVeth(v))
 	if errors.Is(err, unix.EEXIST) {
-		if _, e := pod.Link(c.IfName); e == nil {
-			return rtnl.Link{}, errs.Newf(errs.AlreadyExists, "container veth name (%s) already exists", c.IfName)
-		}
-		if err := h.rt.Do(rtnl.DeleteLink(v.Name).Allow(enodev)); err != nil {
+		if err := h.unplug(c, conf); err != nil {
 			return rtnl.Link{}, err
 		}
 		err = h.rt.Do(rtnl.AddVeth(v))
 	}
-	if err == nil {
-		err = h.portFlags(v.Name, conf)
-	}
 	return rtnl.Link{Name: v.Name, MAC: v.MAC}, err
+}
+
+// unplug removes the pair and what is kept for it.
+func (h *Host) unplug(c *Call, conf *bridgeConf) error {
+	name := vethName(c.Container, c.IfName)
+	err := h.rt.Do(rtnl.DeleteLink(name).Allow(enodev))
+	if conf.MACSpoofCheck {
+		err = errors.Join(err, h.nat.Unguard(name))
+	}
+	return err
 }
 
 // masquerade notes the subnets as local and, if asked, hides their addresses from the world.
@@ -315,10 +348,17 @@ func (h *Host) bridgeDel(ctx context.Context, c *Call, conf *bridgeConf) error {
 		if err != nil {
 			return err
 		}
-		c.Later([]string{name}, func() error { return store.Release(lease.Owner{Container: c.Container, IfName: c.IfName}) })
+		c.Later([]string{name}, func() error {
+			if conf.MACSpoofCheck {
+				if err := h.nat.Unguard(name); err != nil {
+					return err
+				}
+			}
+			return store.Release(lease.Owner{Container: c.Container, IfName: c.IfName})
+		})
 		return nil
 	}
-	if err := h.rt.Do(rtnl.DeleteLink(name).Allow(enodev)); err != nil {
+	if err := h.unplug(c, conf); err != nil {
 		return err
 	}
 	return h.ipam(ctx, c, conf, nil)

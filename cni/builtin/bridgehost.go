@@ -57,7 +57,13 @@ func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (rtnl.Link, er
 			return br, fmt.Errorf("set bridge %s promiscuous: %w", br.Name, err)
 		}
 	}
-	if err := h.ensureAddrs(br, conf.ForceAddress, own); err != nil {
+	on := br
+	if conf.VLAN != 0 && len(own) > 0 {
+		if on, err = h.ensureVLANPort(conf, br); err != nil {
+			return br, err
+		}
+	}
+	if err := h.ensureAddrs(on, conf.ForceAddress, own); err != nil {
 		return br, err
 	}
 	return br, enableForwarding(own)
@@ -73,7 +79,11 @@ func createBridge(conf *bridgeConf) error {
 		return fmt.Errorf("create bridge %s: %w", conf.Bridge, err)
 	}
 	attrs.HardwareAddr = macOf(host + "/" + conf.Bridge)
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	if filtering := conf.usesVLANs(); filtering {
+		br.VlanFiltering = &filtering
+	}
+	if err := netlink.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("create bridge %s: %w", conf.Bridge, err)
 	}
 	// The routes of this interface are ours: a pod that sends router advertisements must not change them. Without duplicate address detection
@@ -197,30 +207,6 @@ func writeSysctl(name, value string) error {
 		return fmt.Errorf("set sysctl %s=%s: %w", name, value, err)
 	}
 	return nil
-}
-
-// portFlags sets what a bridge port can have besides its master. Rarely used, so it is not in the one message that makes the pair.
-func (h *Host) portFlags(name string, conf *bridgeConf) error {
-	if !conf.HairpinMode && !conf.PortIsolation {
-		return nil
-	}
-	var flags []rtnl.PortFlag
-	if conf.HairpinMode {
-		flags = append(flags, rtnl.Hairpin)
-	}
-	if conf.PortIsolation {
-		flags = append(flags, rtnl.Isolated)
-	}
-	return h.setPort(name, flags...)
-}
-
-// setPort sets flags of the bridge port.
-func (h *Host) setPort(name string, flags ...rtnl.PortFlag) error {
-	l, err := h.rt.Link(name)
-	if err != nil {
-		return err
-	}
-	return h.rt.Do(rtnl.SetPort(l, flags...))
 }
 
 func sameMAC(a net.HardwareAddr, text string) bool {

@@ -12,16 +12,16 @@ import (
 )
 
 // configurePod brings lo and the pod's end up and gives it addresses and routes: one question for its index, then one datagram.
-func configurePod(pod *rtnl.Conn, ifname string, res *current.Result, dad bool) (rtnl.Link, error) {
+func configurePod(pod *rtnl.Conn, ifname string, res *current.Result, conf *bridgeConf) (rtnl.Link, error) {
 	eth, err := pod.Link(ifname)
-	if err != nil {
+	if err != nil || conf.DisableContainerInterface {
 		return eth, err
 	}
 	reqs := []rtnl.Request{rtnl.SetUp(ifname, true)}
 	gateways := map[bool]netip.Addr{}
 	for _, ip := range res.IPs {
 		addr := prefixOf(ip.Address)
-		reqs = append(reqs, rtnl.AddAddr(eth.Index, addr, dad))
+		reqs = append(reqs, rtnl.AddAddr(eth.Index, addr, conf.EnableDAD))
 		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok {
 			if v4 := gw.Unmap().Is4(); !gateways[v4].IsValid() {
 				gateways[v4] = gw.Unmap()

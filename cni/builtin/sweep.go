@@ -25,7 +25,11 @@ func (h *Host) Sweep(keep func(container string) bool) error {
 	for _, n := range networks {
 		err = errors.Join(err, h.sweepLeases(n.Name(), keep))
 	}
-	return errors.Join(err, h.DeleteLinks(nil))
+	err = errors.Join(err, h.DeleteLinks(nil))
+	return errors.Join(err, h.nat.SweepGuards(func(port string) bool {
+		_, err := h.rt.Link(port)
+		return !errors.Is(err, enodev)
+	}))
 }
 
 func (h *Host) sweepLeases(network string, keep func(string) bool) error {

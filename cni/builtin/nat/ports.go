@@ -105,7 +105,7 @@ func (t *Table) Holds(owner string, ports []Port) error {
 			return errs.Newf(errs.NotFound, "host port %s is not published for %s", p, owner)
 		}
 	}
-	present, err := t.presentLocked()
+	present, err := t.presentLocked(nftables.TableFamilyINet)
 	if err != nil || !present {
 		return errors.Join(err, errs.Newf(errs.NotFound, "nftables table inet %s is missing", TableName))
 	}
@@ -145,7 +145,7 @@ func (t *Table) withdrawLocked(ports ...Port) error {
 }
 
 func (t *Table) rebuildIfPresentLocked() error {
-	if present, err := t.presentLocked(); err != nil || !present {
+	if present, err := t.presentLocked(nftables.TableFamilyINet); err != nil || !present {
 		return err
 	}
 	return t.rebuildLocked()

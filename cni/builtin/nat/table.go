@@ -105,15 +105,15 @@ func (t *Table) commitLocked(what string, change func() error) error {
 	return nil
 }
 
-// presentLocked says whether the kernel has our table.
-func (t *Table) presentLocked() (bool, error) {
+// presentLocked says whether the kernel has our table of that family.
+func (t *Table) presentLocked(family nftables.TableFamily) (bool, error) {
 	if err := t.dialLocked(); err != nil {
 		return false, err
 	}
 	if err := t.sock.SetDeadline(time.Now().Add(patience)); err != nil {
 		return false, fmt.Errorf("find nftables table: %w", err)
 	}
-	_, err := t.conn.ListTableOfFamily(TableName, nftables.TableFamilyINet)
+	_, err := t.conn.ListTableOfFamily(TableName, family)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
@@ -129,7 +129,7 @@ func (t *Table) presentLocked() (bool, error) {
 func (t *Table) Masquerade(masq bool, subnets ...netip.Prefix) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	present, err := t.presentLocked()
+	present, err := t.presentLocked(nftables.TableFamilyINet)
 	if err != nil {
 		return err
 	}
@@ -208,11 +208,17 @@ func (t *Table) Remove() error {
 		}
 	}
 	clear(t.seen)
-	if present, err := t.presentLocked(); err != nil || !present {
-		return err
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+		present, err := t.presentLocked(family)
+		if err == nil && present {
+			err = t.commitLocked("delete nftables table", func() error {
+				t.conn.DelTable(&nftables.Table{Family: family, Name: TableName})
+				return nil
+			})
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return t.commitLocked("delete nftables table", func() error {
-		t.conn.DelTable(t.obj.table)
-		return nil
-	})
+	return nil
 }
