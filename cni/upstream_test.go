@@ -274,7 +274,7 @@ func TestEqualToUpstream(t *testing.T) {
 			s.look()
 		}},
 		"no del": {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), steps: func(s *side) { s.add() }},
-		"gc": {config: chainOf("1.1.0", `"isGateway":true`, subnet, ""), steps: func(s *side) { s.add(); s.gc(); s.look(); s.gc() }},
+		"gc":     {config: chainOf("1.1.0", `"isGateway":true`, subnet, ""), steps: func(s *side) { s.add(); s.gc(); s.look(); s.gc() }},
 		"no netns": {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), steps: func(s *side) {
 			s.add()
 			s.pod.Kill()
@@ -354,5 +354,49 @@ func TestCheckAfterTamperingEqualToUpstream(t *testing.T) {
 				s.look()
 			})
 		})
+	}
+}
+
+func TestMetaPluginsEqualToUpstream(t *testing.T) {
+	testpod.Node(t)
+	const bridge, subnet = `"isGateway":true`, `"subnet":"10.7.0.0/24"`
+	life := func(s *side) {
+		s.add()
+		s.look()
+		s.check()
+		s.del()
+		s.look()
+		s.del()
+	}
+	refused := func(s *side) { s.add() }
+	for name, c := range map[string]struct {
+		more  string
+		steps func(*side)
+	}{
+		"bandwidth, both":         {`{"type":"bandwidth","ingressRate":8000000,"ingressBurst":800000,"egressRate":16000000,"egressBurst":1600000}`, life},
+		"bandwidth, ingress":      {`{"type":"bandwidth","ingressRate":1000000,"ingressBurst":80000}`, life},
+		"bandwidth, none":         {`{"type":"bandwidth","capabilities":{"bandwidth":true}}`, life},
+		"bandwidth, no burst":     {`{"type":"bandwidth","ingressRate":1000000}`, refused},
+		"bandwidth, no rate":      {`{"type":"bandwidth","egressBurst":1000000}`, refused},
+		"bandwidth, burst":        {`{"type":"bandwidth","egressRate":1,"egressBurst":40000000000}`, refused},
+		"tuning, address and mtu": {`{"type":"tuning","mac":"02:11:22:33:44:55","mtu":1234}`, life},
+		"tuning, flags":           {`{"type":"tuning","promisc":true,"allmulti":true,"txQLen":77}`, life},
+		"tuning, nothing":         {`{"type":"tuning"}`, life},
+		"tuning, bad address":     {`{"type":"tuning","mac":"02:11"}`, refused},
+		"tuning, args":            {`{"type":"tuning","mtu":1200,"args":{"cni":{"mtu":1100,"promisc":true}}}`, life},
+		"tuning, changed": {`{"type":"tuning","mtu":1200}`, func(s *side) {
+			s.add()
+			s.pod.Do(s.t, func() error {
+				eth, err := netlink.LinkByName(ifName)
+				if err != nil {
+					return err
+				}
+				return netlink.LinkSetMTU(eth, 1300)
+			})
+			s.check()
+			s.del()
+		}},
+	} {
+		t.Run(name, func(t *testing.T) { compare(t, chainOf("1.0.0", bridge, subnet, c.more), nil, c.steps) })
 	}
 }

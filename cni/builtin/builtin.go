@@ -14,6 +14,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,6 +85,8 @@ type Call struct {
 	Config    []byte
 	// Socket is a NETLINK_ROUTE socket opened in the namespace. Needed by ADD; without it DEL and CHECK look at the host's side only.
 	Socket *os.File
+	// Sysctl writes below /proc/sys inside the namespace. Nil where nobody can.
+	Sysctl func(path, value string) error
 	// Delegate runs another plugin with the same environment: an IPAM plugin that is not built in.
 	Delegate func(ctx context.Context, typ string, config []byte) ([]byte, error)
 	// Later, if set, takes over the slow end of a DEL: the interfaces have to be deleted (DeleteLinks), then release is to be called.
@@ -102,11 +105,13 @@ func plugins() map[string]plugin {
 		"bridge":     {checkBridge, (*Host).runBridge},
 		"host-local": {checkHostLocal, (*Host).runHostLocal},
 		"portmap":    {checkPortmap, (*Host).runPortmap},
+		"bandwidth":  {checkBandwidth, (*Host).runBandwidth},
+		"tuning":     {checkTuning, (*Host).runTuning},
 	}
 }
 
 // Types lists the built-in plugins.
-func Types() []string { return []string{"bridge", "host-local", "loopback", "portmap"} }
+func Types() []string { return slices.Sorted(maps.Keys(plugins())) }
 
 // Is says that a plugin of that type is built in.
 func Is(typ string) bool {

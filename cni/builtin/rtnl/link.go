@@ -20,16 +20,18 @@ const skipStats = 1 << 3
 
 // Link is an interface as seen from the socket's namespace.
 type Link struct {
-	Index  int
-	Name   string
-	Kind   string // "veth", "bridge", …; empty for lo and hardware
-	MAC    net.HardwareAddr
-	MTU    int
-	Up     bool // administratively
-	Runs   bool // operationally: has a carrier
-	Promis bool
-	Master int // index of its bridge, 0: none
-	Peer   int // veth: index of the other end in its own namespace
+	Index    int
+	Name     string
+	Kind     string // "veth", "bridge", …; empty for lo and hardware
+	MAC      net.HardwareAddr
+	MTU      int
+	Up       bool // administratively
+	Runs     bool // operationally: has a carrier
+	Promis   bool
+	Allmulti bool
+	TxQLen   int
+	Master   int // index of its bridge, 0: none
+	Peer     int // veth: index of the other end in its own namespace
 }
 
 // Link finds an interface by name. A missing one is an *Error with ENODEV.
@@ -73,7 +75,7 @@ func parseLink(b []byte) (Link, error) {
 	info := nl.DeserializeIfInfomsg(b)
 	l := Link{
 		Index: int(info.Index), Up: info.Flags&unix.IFF_UP != 0, Runs: info.Flags&unix.IFF_RUNNING != 0,
-		Promis: info.Flags&unix.IFF_PROMISC != 0,
+		Promis: info.Flags&unix.IFF_PROMISC != 0, Allmulti: info.Flags&unix.IFF_ALLMULTI != 0,
 	}
 	attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -91,6 +93,8 @@ func parseLink(b []byte) (Link, error) {
 			l.Master = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.IFLA_LINK:
 			l.Peer = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_TXQLEN:
+			l.TxQLen = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.IFLA_PROMISCUITY:
 			l.Promis = binary.NativeEndian.Uint32(a.Value) > 0
 		case unix.IFLA_LINKINFO:
@@ -203,4 +207,36 @@ func DeleteRetired() Request {
 func DeleteLink(name string) Request {
 	return newRequest("delete interface "+name, unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC),
 		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}
+
+// Device is settings of an interface; those that are zero or nil stay as they are.
+type Device struct {
+	MAC      net.HardwareAddr `json:"mac,omitempty"`
+	MTU      int              `json:"mtu,omitempty"`
+	Promisc  *bool            `json:"promisc,omitempty"`
+	Allmulti *bool            `json:"allmulti,omitempty"`
+	TxQLen   *int             `json:"txQLen,omitempty"`
+}
+
+// IsZero says that there is nothing to set.
+func (d Device) IsZero() bool {
+	return d.MAC == nil && d.MTU == 0 && d.Promisc == nil && d.Allmulti == nil && d.TxQLen == nil
+}
+
+// SetDevice changes settings of an interface.
+func SetDevice(name string, d Device) Request {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	for bit, on := range map[uint32]*bool{unix.IFF_PROMISC: d.Promisc, unix.IFF_ALLMULTI: d.Allmulti} {
+		if on != nil {
+			msg.Change |= bit
+		}
+		if on != nil && *on {
+			msg.Flags |= bit
+		}
+	}
+	data := append([]nl.NetlinkRequestData{msg}, endAttrs(name, d.MAC, d.MTU)...)
+	if d.TxQLen != nil {
+		data = append(data, nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(*d.TxQLen))))
+	}
+	return newRequest("change interface "+name, unix.RTM_SETLINK, 0, data...)
 }

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package builtin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/internal/errs"
+	"crishim.dev/internal/undo"
+)
+
+// rates are bits per second and bits; ingress and egress as the pod sees them.
+type rates struct {
+	IngressRate  uint64 `json:"ingressRate"`
+	IngressBurst uint64 `json:"ingressBurst"`
+	EgressRate   uint64 `json:"egressRate"`
+	EgressBurst  uint64 `json:"egressBurst"`
+}
+
+// bandwidthConf is the configuration of the bandwidth plugin: fixed limits, or those of the runtime.
+type bandwidthConf struct {
+	header
+	rates
+}
+
+// tbfLatency is how long a packet may wait in a queue, in µs.
+const tbfLatency = 25000
+
+func checkBandwidth(config []byte) error {
+	conf, err := parseBandwidth(config)
+	if err != nil {
+		return err
+	}
+	return conf.validate()
+}
+
+func parseBandwidth(config []byte) (*bandwidthConf, error) {
+	var conf bandwidthConf
+	if err := decode(config, &conf); err != nil {
+		return nil, err
+	}
+	if conf.rates != (rates{}) {
+		return &conf, nil
+	}
+	var rc struct {
+		Bandwidth rates `json:"bandwidth"`
+	}
+	if err := open(conf.RuntimeConfig, &rc); err != nil {
+		return nil, err
+	}
+	conf.rates = rc.Bandwidth
+	return &conf, nil
+}
+
+func (conf *bandwidthConf) validate() error {
+	for _, p := range [][2]uint64{{conf.IngressRate, conf.IngressBurst}, {conf.EgressRate, conf.EgressBurst}} {
+		switch rate, burst := p[0], p[1]; {
+		case rate != 0 && burst == 0:
+			return errs.Newf(errs.Invalid, "if rate is set, burst must also be set")
+		case rate == 0 && burst != 0:
+			return errs.Newf(errs.Invalid, "if burst is set, rate must also be set")
+		case burst/8 >= math.MaxUint32:
+			return errs.Newf(errs.Invalid, "burst cannot be more than 4GB")
+		}
+	}
+	return nil
+}
+
+// runBandwidth shapes at the host's end: what goes to the pod by a queue of its own; what comes from it is sent through a queue on a
+// device that exists only for that (ifb), since arriving packets can't be queued.
+func (h *Host) runBandwidth(_ context.Context, c *Call) (types.Result, error) {
+	conf, err := parseBandwidth(c.Config)
+	if err != nil {
+		return nil, err
+	}
+	switch c.Command {
+	case "ADD":
+		return h.bandwidthAdd(c, conf)
+	case "DEL":
+		return nil, h.bandwidthDel(c, conf)
+	case "CHECK":
+		return nil, h.bandwidthCheck(c, conf)
+	case "GC", "STATUS":
+		return nil, nil // the device goes with DEL of the attachment; without limits there is none
+	}
+	return nil, unknownCommand(c)
+}
+
+func (h *Host) bandwidthAdd(c *Call, conf *bandwidthConf) (_ types.Result, err error) {
+	var u undo.Stack
+	defer u.Run(&err)
+	if err := conf.validate(); err != nil {
+		return nil, err
+	}
+	prev, err := conf.previous()
+	if err != nil {
+		return nil, err
+	}
+	if conf.rates == (rates{}) && prev != nil {
+		return prev, nil
+	}
+	if prev == nil {
+		return nil, errs.Newf(errs.Invalid, "must be called as chained plugin")
+	}
+	host, err := h.hostEnd(c, prev)
+	if err != nil {
+		return nil, err
+	}
+	if conf.IngressRate > 0 {
+		if err := addTBF(host, conf.IngressRate, conf.IngressBurst); err != nil {
+			return nil, err
+		}
+	}
+	if conf.EgressRate == 0 {
+		return prev, nil
+	}
+	name := ifbName(conf.Name, c.Container)
+	ifb := &netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: host.MTU, Flags: 1}}
+	if err := netlink.LinkAdd(ifb); err != nil {
+		return nil, fmt.Errorf("create interface %s: %w", name, err)
+	}
+	u.Add(func() error { return h.rt.Do(rtnl.DeleteLink(name).Allow(enodev)) })
+	l, err := h.rt.Link(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := redirect(host, l); err != nil {
+		return nil, err
+	}
+	if err := addTBF(l, conf.EgressRate, conf.EgressBurst); err != nil {
+		return nil, err
+	}
+	prev.Interfaces = append(prev.Interfaces, &current.Interface{Name: name, Mac: l.MAC.String()})
+	return prev, nil
+}
+
+// hostEnd finds the host's end of the pod's interface among those of the previous result.
+func (h *Host) hostEnd(c *Call, prev *current.Result) (rtnl.Link, error) {
+	peer := 0
+	if c.Socket != nil {
+		pod, err := c.pod()
+		if err != nil {
+			return rtnl.Link{}, err
+		}
+		eth, err := pod.Link(c.IfName)
+		if err != nil {
+			return rtnl.Link{}, err
+		}
+		peer = eth.Peer
+	}
+	for _, i := range prev.Interfaces {
+		if i.Sandbox != "" {
+			continue
+		}
+		l, err := h.rt.Link(i.Name)
+		if err != nil && !errors.Is(err, enodev) {
+			return l, err
+		}
+		if err == nil && l.Kind == "veth" && (peer == 0 || l.Index == peer) {
+			return l, nil
+		}
+	}
+	return rtnl.Link{}, errs.Newf(errs.Invalid, "no veth peer of container interface found in host ns")
+}
+
+func ifbName(network, container string) string {
+	sum := sha256.Sum256([]byte(network + "/" + container))
+	return "bwp" + hex.EncodeToString(sum[:])[:12]
+}
+
+// tbf is a token bucket. The kernel wants the burst as the time it takes, in ticks.
+func tbf(index int, rate, burst uint64) *netlink.Tbf {
+	rate, burst = rate/8, burst/8
+	ticks := uint32(float64(uint32(float64(burst)*float64(netlink.TIME_UNITS_PER_SEC)/float64(rate))) * netlink.TickInUsec())
+	return &netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		Rate:       rate, Buffer: ticks, Limit: uint32(float64(rate)*tbfLatency/float64(netlink.TIME_UNITS_PER_SEC)) + uint32(burst),
+	}
+}
+
+func addTBF(l rtnl.Link, rate, burst uint64) error {
+	if err := netlink.QdiscAdd(tbf(l.Index, rate, burst)); err != nil {
+		return fmt.Errorf("limit bandwidth of %s: %w", l.Name, err)
+	}
+	return nil
+}
+
+// redirect sends what arrives at one interface through another.
+func redirect(from, to rtnl.Link) error {
+	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+	if err := netlink.QdiscAdd(ingress); err != nil {
+		return fmt.Errorf("limit bandwidth of %s: %w", from.Name, err)
+	}
+	filter := &netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		ClassId:     netlink.MakeHandle(1, 1), RedirIndex: to.Index,
+		Actions: []netlink.Action{&netlink.MirredAction{MirredAction: netlink.TCA_EGRESS_REDIR, Ifindex: to.Index}},
+	}
+	if err := netlink.FilterAdd(filter); err != nil {
+		return fmt.Errorf("limit bandwidth of %s: %w", from.Name, err)
+	}
+	return nil
+}
+
+func (h *Host) bandwidthDel(c *Call, conf *bandwidthConf) error {
+	if conf.rates == (rates{}) && conf.Capabilities["bandwidth"] {
+		return nil // there was no limit
+	}
+	name := ifbName(conf.Name, c.Container)
+	if c.Later != nil {
+		c.Later([]string{name}, func() error { return nil })
+		return nil
+	}
+	return h.rt.Do(rtnl.DeleteLink(name).Allow(enodev))
+}
+
+func (h *Host) bandwidthCheck(c *Call, conf *bandwidthConf) error {
+	prev, err := conf.previous()
+	if err != nil {
+		return err
+	}
+	if prev == nil {
+		return errs.Newf(errs.Invalid, "must be called as a chained plugin")
+	}
+	host, err := h.hostEnd(c, prev)
+	if err != nil || conf.rates == (rates{}) {
+		return err
+	}
+	if conf.IngressRate > 0 {
+		if err := checkTBF(host, conf.IngressRate, conf.IngressBurst); err != nil {
+			return err
+		}
+	}
+	if conf.EgressRate == 0 {
+		return nil
+	}
+	l, err := h.rt.Link(ifbName(conf.Name, c.Container))
+	if err != nil {
+		return err
+	}
+	return checkTBF(l, conf.EgressRate, conf.EgressBurst)
+}
+
+func checkTBF(l rtnl.Link, rate, burst uint64) error {
+	qdiscs, err := netlink.QdiscList(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: l.Index}})
+	if err != nil {
+		return fmt.Errorf("read bandwidth limit of %s: %w", l.Name, err)
+	}
+	want := tbf(l.Index, rate, burst)
+	for _, q := range qdiscs {
+		if have, ok := q.(*netlink.Tbf); ok {
+			if have.Rate != want.Rate || have.Limit != want.Limit || have.Buffer != want.Buffer {
+				return errs.Newf(errs.Precondition, "the bandwidth limit of %s is another", l.Name)
+			}
+			return nil
+		}
+	}
+	return errs.Newf(errs.Precondition, "interface %s has no bandwidth limit", l.Name)
+}
