@@ -69,7 +69,7 @@ type Streaming struct {
 
 // Limits are the resource limits that every container's first process starts with.
 type Limits struct {
-	NoFile  uint64 `toml:"nofile" doc:"RLIMIT_NOFILE, soft and hard. 0: the kernel's fs.nr_open for hard and 1024 for soft."`
+	NoFile  uint64 `toml:"nofile" doc:"RLIMIT_NOFILE, soft and hard. 0: the keeper's own."`
 	NProc   uint64 `toml:"nproc" doc:"RLIMIT_NPROC, soft and hard. 0: unlimited."`
 	Core    int64  `toml:"core" doc:"RLIMIT_CORE in bytes, soft and hard. -1: unlimited."`
 	MemLock int64  `toml:"memlock" doc:"RLIMIT_MEMLOCK in bytes, soft and hard. -1: unlimited; 0: the keeper's own."`

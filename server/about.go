@@ -23,9 +23,10 @@ const (
 // about answers what concerns the runtime as a whole.
 type about struct{ o *Options }
 
-// Version names the runtime. RuntimeVersion parses as semantic versioning, in development builds too.
+// Version names the runtime. RuntimeVersion parses as semantic versioning, which has no v in front, in development
+// builds too.
 func (s about) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
-	return &cri.VersionResponse{Version: kubeletAPIVersion, RuntimeName: runtimeName, RuntimeVersion: s.o.Version, RuntimeApiVersion: criVersion}, nil
+	return &cri.VersionResponse{Version: kubeletAPIVersion, RuntimeName: runtimeName, RuntimeVersion: strings.TrimPrefix(s.o.Version, "v"), RuntimeApiVersion: criVersion}, nil
 }
 
 // Status says whether pods can be run, and what the handlers can do.

@@ -365,7 +365,7 @@ func serveFakes(t *testing.T) *served {
 	}
 	t.Cleanup(func() { _ = streams.Close() })
 	s.server = New(Options{
-		Version: "0.0.0-dev+g123", Default: Handler{RecursiveReadOnlyMounts: true}, Handlers: []Handler{{Name: "fast"}},
+		Version: "v0.0.0-dev+g123", Default: Handler{RecursiveReadOnlyMounts: true}, Handlers: []Handler{{Name: "fast"}},
 		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true}, Info: func() map[string]string { return map[string]string{"config": "{}"} },
 		Sandboxes: fakePods{n}, Containers: ctrs, Execs: ctrs, Images: fakeImages{n}, Network: fakeNetwork{n}, Stats: fakeStats{n},
 		Events: fakeEvents{n}, URLs: streams, Log: log,

@@ -30,7 +30,7 @@ type Handler struct {
 
 // Options are what a Server serves. All managers are needed.
 type Options struct {
-	// Version is the daemon's own, as semantic versioning has it.
+	// Version is the daemon's own, as semantic versioning has it; a v in front does no harm.
 	Version string
 	// SystemdCgroups says that the cgroup driver is systemd's, else it is cgroupfs.
 	SystemdCgroups bool
