@@ -320,6 +320,6 @@ func TestKubelet28_LogFiles(t *testing.T) {
 		linked.Exited()
 	}
 	if text, err := os.ReadFile(target); err == nil {
-		t.Errorf("the log went through a symbolic link: %q", fmt.Sprint(text))
+		t.Errorf("the log went through a symbolic link: %q", text)
 	}
 }

@@ -153,8 +153,8 @@ func TestPrivileged(t *testing.T) {
 	}
 	var bounding string
 	for l := range strings.Lines(string(own)) {
-		if strings.HasPrefix(l, "CapBnd:") {
-			bounding = strings.TrimPrefix(l, "CapBnd:")
+		if set, ok := strings.CutPrefix(l, "CapBnd:"); ok {
+			bounding = set
 		}
 	}
 	if got := strings.TrimPrefix(c.Exec("grep", "CapEff", "/proc/self/status"), "CapEff:"); got != bounding {

@@ -103,7 +103,7 @@ func boot(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return at("unshare mount namespace", err)
 	}
-	for i, fd := range files { // all above fdHandover, so none is overwritten before its turn
+	for i, fd := range append(files, files[0], files[0]) { // all above fdHandover, so none is overwritten before its turn
 		if err := unix.Dup3(fd, fdDir+i, 0); err != nil {
 			return at("place descriptor", err)
 		}

@@ -36,7 +36,7 @@ func runElder(build string, fresh bool) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return at("become subreaper", err)
 	}
-	for fd := fdDir; fd <= fdState; fd++ {
+	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.CloseOnExec(fd)
 	}
 	if fresh {
@@ -87,7 +87,6 @@ func (e *elder) inherit() error {
 		}
 		n += m
 	}
-	unix.Close(fdHandover)
 	_, m, err := proto.Unmarshal(b)
 	if err != nil {
 		return at("read handover", err)
@@ -109,21 +108,18 @@ func (e *elder) inherit() error {
 		e.applyLocked(k, own)
 	}
 	if h.Younger != 0 {
-		unix.CloseOnExec(fdPair)
 		unix.CloseOnExec(int(h.YoungerPIDFD))
 		e.younger, e.pidfd = h.Younger, int(h.YoungerPIDFD)
-	} else {
-		unix.Close(fdPair) // the dead elder's
 	}
-	return nil
+	return at("read handover", unix.Dup3(fdDir, fdHandover, unix.O_CLOEXEC))
 }
 
 // A younger that lives for less than shortLife counts as quick to die; after manyDeaths such in a row the elder takes its time, so that a
 // younger that can't live does not take the machine with it.
 const (
-	shortLife    = 100 * time.Millisecond
+	shortLife    = 25 * time.Millisecond
 	manyDeaths   = 20
-	respawnDelay = 500 * time.Millisecond
+	respawnDelay = 100 * time.Millisecond
 )
 
 // startYounger makes a younger; it asks for its equipment itself.
@@ -143,7 +139,7 @@ func (e *elder) startYounger() error {
 	}
 	unix.Close(pair[0])
 	var pidfd int
-	files := []uintptr{0, 1, 2, fdDir, fdLock, fdListener, fdImage, fdState, uintptr(pair[1])}
+	files := []uintptr{0, 1, 2, fdDir, fdLock, fdListener, fdImage, fdState, uintptr(pair[1]), fdDir}
 	pid, err := syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(fdImage), []string{"shim-keeper", "younger"}, &syscall.ProcAttr{
 		Dir: "/", Env: environ(e.nofile), Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
 	})
@@ -250,7 +246,7 @@ func (d death) ready(uint32) {
 	e.poll.del(fdPair)
 	e.poll.del(e.pidfd)
 	unix.Close(e.pidfd)
-	e.line.close()
+	e.line.empty()
 	e.younger, e.pidfd = 0, -1
 	for {
 		err := e.startYounger()

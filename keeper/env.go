@@ -9,7 +9,8 @@ import (
 )
 
 // Descriptors that every keeper process has from its start, at fixed numbers: they go from image to image by execve and
-// from the elder to the younger by fork, so no message has to name them.
+// from the elder to the younger by fork, so no message has to name them. All are open at all times, with something else where there is
+// nothing to hold: so no other descriptor ever gets one of these numbers.
 const (
 	fdDir      = 3 // the directory of sockets, FIFOs, spools and exit records, opened in the host's mount namespace
 	fdLock     = 4 // its lock file; the lock lives as long as one of the pair does

@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -26,109 +25,52 @@ import (
 	"crishim.dev/proto"
 )
 
-// keeperBinary is the real thing, built once.
-var keeperBinary = sync.OnceValues(func() (string, error) {
+// binaries are the real keeper, in two builds, and what the tests run as containers.
+type binaries struct{ dir, keeper, newer, helper string }
+
+var built = sync.OnceValues(func() (*binaries, error) {
 	dir, err := os.MkdirTemp("", "keeper-test")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	bin := filepath.Join(dir, "shim-keeper")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.build=test-1", "-o", bin, "crishim.dev/cmd/shim-keeper")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
+	b := &binaries{dir, filepath.Join(dir, "keeper"), filepath.Join(dir, "newer"), filepath.Join(dir, "helper")}
+	for out, args := range map[string][]string{
+		b.keeper: {"-ldflags", "-s -w -X main.build=test-1", "crishim.dev/cmd/shim-keeper"},
+		b.newer:  {"-ldflags", "-s -w -X main.build=test-2", "crishim.dev/cmd/shim-keeper"},
+		b.helper: {"./testdata/helper"},
+	} {
+		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", out}, args...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return nil, errors.Join(fmt.Errorf("%w: %s", err, text), os.RemoveAll(dir))
+		}
 	}
-	return bin, nil
+	return b, nil
 })
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == "helper" {
-		helper(os.Args[2:])
-	}
 	code := m.Run()
-	if bin, err := keeperBinary(); err == nil && code == 0 {
-		_ = os.RemoveAll(filepath.Dir(bin))
+	if b, err := built(); err == nil {
+		_ = os.RemoveAll(b.dir)
 	}
 	os.Exit(code)
 }
 
-// helper is what the test binary does as a container.
-func helper(args []string) {
-	num := func(i int) int {
-		n, err := strconv.Atoi(args[i])
-		if err != nil {
-			panic(err)
-		}
-		return n
-	}
-	switch args[0] {
-	case "lines": // N lines, flushed at odd moments
-		w := bufio.NewWriterSize(os.Stdout, 70000)
-		for i := range num(1) {
-			writeLine(w, i)
-			if i%7 == 3 && i%64 < 32 {
-				w.Flush()
-			}
-		}
-		w.Flush()
-	case "both": // N lines alternating between stdout and stderr
-		for i := range num(1) {
-			fmt.Fprintf([]*os.File{os.Stdout, os.Stderr}[i%2], "line %d\n", i)
-		}
-	case "print":
-		fmt.Fprint(os.Stdout, args[1])
-		if len(args) > 2 {
-			fmt.Fprint(os.Stderr, args[2])
-		}
-	case "cat":
-		_, _ = io.Copy(os.Stdout, os.Stdin)
-	case "wait": // until stdin ends
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(num(1))
-	case "grandchild": // leaves a process that holds stdout until the file goes
-		cmd := exec.Command("/proc/self/exe", "helper", "hold")
-		cmd.Stdout, cmd.Stdin = os.Stdout, os.Stdin
-		if err := cmd.Start(); err != nil {
-			panic(err)
-		}
-		fmt.Print("parent\nhalf")
-	case "hold":
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		fmt.Print("-full\n")
-	case "status":
-		for _, f := range []string{"status", "limits"} {
-			b, err := os.ReadFile("/proc/self/" + f)
-			if err != nil {
-				panic(err)
-			}
-			os.Stdout.Write(b)
-		}
-		fds, _ := os.ReadDir("/proc/self/fd")
-		for _, f := range fds {
-			to, _ := os.Readlink("/proc/self/fd/" + f.Name())
-			fmt.Println("fd", f.Name(), to)
-		}
-	}
-	os.Exit(0)
-}
-
-func writeLine(w *bufio.Writer, i int) {
-	w.WriteString("line ")
-	w.WriteString(strconv.Itoa(i))
-	w.WriteByte(' ')
+// line is what the helper "lines" writes as its i-th line.
+func line(b []byte, i int) []byte {
+	b = append(strconv.AppendInt(append(b, "line "...), int64(i), 10), ' ')
 	for range i * 7919 % 150 {
-		w.WriteByte(byte('a' + i%26))
+		b = append(b, byte('a'+i%26))
 	}
-	w.WriteByte('\n')
+	return append(b, '\n')
 }
 
 // pair is a keeper pair of the test's own.
 type pair struct {
-	t   testing.TB
-	dir string
-	bin string
-	c   *client.Client
+	t    testing.TB
+	dir  string
+	bins *binaries
+	c    *client.Client
 
 	mu    sync.Mutex
 	exits map[string]proto.Exited
@@ -145,7 +87,7 @@ func needRoot(t testing.TB) {
 func newPair(t testing.TB) *pair {
 	t.Helper()
 	needRoot(t)
-	bin, err := keeperBinary()
+	b, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,13 +95,13 @@ func newPair(t testing.TB) *pair {
 	if err != nil {
 		dir = t.TempDir()
 	}
-	p := &pair{t: t, dir: filepath.Join(dir, "k"), bin: bin, exits: map[string]proto.Exited{}}
+	p := &pair{t: t, dir: filepath.Join(dir, "k"), bins: b, exits: map[string]proto.Exited{}}
 	p.cond = sync.NewCond(&p.mu)
 	t.Cleanup(func() {
 		p.killAll()
 		_ = os.RemoveAll(dir)
 	})
-	if err := client.Start(bin, p.dir); err != nil {
+	if err := client.Start(b.keeper, p.dir); err != nil {
 		t.Fatal(err)
 	}
 	p.c = p.connect()
@@ -186,8 +128,9 @@ func (p *pair) connect() *client.Client {
 	return c
 }
 
-// keepers finds the pair's processes by the lock file they hold open.
+// keepers finds the pair's processes by the lock file they hold open. A child that has just been forked looks like its parent, and is not meant.
 func (p *pair) keepers() (elder, younger int) {
+	found := map[int]string{}
 	ents, _ := os.ReadDir("/proc")
 	for _, e := range ents {
 		pid, err := strconv.Atoi(e.Name())
@@ -198,23 +141,40 @@ func (p *pair) keepers() (elder, younger int) {
 			continue
 		}
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		switch a := strings.Split(string(b), "\x00"); {
-		case len(a) > 1 && a[1] == "elder":
+		if a := strings.Split(string(b), "\x00"); len(a) > 1 {
+			found[pid] = a[1]
+		}
+	}
+	for pid, role := range found {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		f := strings.Fields(string(b[strings.LastIndex(string(b), ")")+1:]))
+		if len(f) < 2 {
+			continue
+		}
+		if parent, _ := strconv.Atoi(f[1]); found[parent] == role {
+			continue
+		}
+		switch role {
+		case "elder":
 			elder = pid
-		case len(a) > 1 && a[1] == "younger":
+		case "younger":
 			younger = pid
 		}
 	}
 	return elder, younger
 }
 
-// settled waits for both keepers to be there, and other than the ones given.
+// settled waits for both keepers to be there, other than the ones given, and equipped: a younger answers only then.
 func (p *pair) settled(notElder, notYounger int) (elder, younger int) {
 	p.t.Helper()
 	waitFor(p.t, "two keepers", func() bool {
 		elder, younger = p.keepers()
 		return elder != 0 && younger != 0 && elder != notElder && younger != notYounger
 	})
+	c := p.connect()
+	if err := c.Close(); err != nil {
+		p.t.Error(err)
+	}
 	return elder, younger
 }
 
@@ -298,8 +258,8 @@ type arg struct {
 }
 
 func imm[T ~int | ~uint32 | ~uint64 | ~int32](v T) arg { return arg{proto.Imm, uint64(v)} }
-func fd(i int) arg                                    { return arg{proto.FD, uint64(i)} }
-func reg(i int) arg                                   { return arg{proto.Reg, uint64(i)} }
+func fd(i int) arg                                     { return arg{proto.FD, uint64(i)} }
+func reg(i int) arg                                    { return arg{proto.Reg, uint64(i)} }
 
 func (b *builder) op(label string, nr uint32, args ...arg) *proto.Op {
 	o := proto.Op{NR: nr, Result: proto.NoResult}
@@ -347,25 +307,25 @@ func (b *builder) exec(file int, args ...string) {
 	b.op("execute "+strings.Join(args, " "), unix.SYS_EXECVEAT, fd(file), b.str(""), b.vector(args...), b.vector("GOMAXPROCS=1"), imm(unix.AT_EMPTY_PATH))
 }
 
-// self is the test binary.
-func self(t testing.TB) *os.File {
-	t.Helper()
-	f, err := os.Open("/proc/self/exe")
+// helper is the binary that plays the container.
+func (p *pair) helper() *os.File {
+	p.t.Helper()
+	f, err := os.Open(p.bins.helper)
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	p.t.Cleanup(func() { f.Close() })
 	return f
 }
 
-// container is a Spawn of the test binary's helper with FIFOs and, when log is set, a log file.
+// container is a Spawn of the helper with FIFOs and, when log is set, a log file.
 func (p *pair) container(id string, log string, args ...string) client.Spawn {
 	p.t.Helper()
 	var b builder
 	b.op("setsid", unix.SYS_SETSID)
 	b.stdio(proto.FDStdin, proto.FDStdout, proto.FDStderr)
-	b.exec(proto.FDPassed, append([]string{"test", "helper"}, args...)...)
-	s := client.Spawn{Program: &b.Program, Files: []*os.File{self(p.t)}, Name: "start container " + id}
+	b.exec(proto.FDPassed, append([]string{"helper"}, args...)...)
+	s := client.Spawn{Program: &b.Program, Files: []*os.File{p.helper()}, Name: "start container " + id}
 	s.ID, s.Cgroup, s.Stdin, s.Stdout, s.Stderr = id, -1, true, true, true
 	if log != "" {
 		f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
@@ -384,7 +344,10 @@ func (p *pair) spawn(s client.Spawn) *client.Process {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.t.Cleanup(pr.Close)
+	p.t.Cleanup(func() {
+		_ = unix.PidfdSendSignal(int(pr.PIDFD.Fd()), unix.SIGKILL, nil, 0)
+		pr.Close()
+	})
 	return pr
 }
 

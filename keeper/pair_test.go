@@ -103,7 +103,7 @@ func TestRefusals(t *testing.T) {
 func TestSecondStart(t *testing.T) {
 	p := newPair(t)
 	e1, y1 := p.settled(0, 0)
-	if err := client.Start(p.bin, p.dir); err != nil {
+	if err := client.Start(p.bins.keeper, p.dir); err != nil {
 		t.Error(err)
 	}
 	if e2, y2 := p.keepers(); e1 != e2 || y1 != y2 {

@@ -64,11 +64,11 @@ func (y *younger) upgradeAnswerLocked(_ uint64, m proto.Message) {
 		y.log.failed("upgrade", err)
 		return
 	}
-	for fd := fdDir; fd <= fdPair; fd++ {
+	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0) //nolint:errcheck // it is open
 	}
 	err := unix.Exec("/proc/self/fd/"+strconv.Itoa(fdImage), []string{"shim-keeper", "younger"}, environ(y.nofile))
-	for fd := fdDir; fd <= fdPair; fd++ {
+	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.CloseOnExec(fd)
 	}
 	y.log.failed("execute new image", err)

@@ -95,12 +95,17 @@ func (w *wire) sendNow(b []byte, fds []int) error {
 	}
 }
 
-// close closes the connection and what waits in it.
-func (w *wire) close() {
+// empty drops what waits.
+func (w *wire) empty() {
 	for _, p := range w.out {
 		closeAll(p.fds)
 	}
 	w.out = nil
+}
+
+// close closes the connection and what waits in it.
+func (w *wire) close() {
+	w.empty()
 	unix.Close(w.fd)
 }
 
@@ -124,15 +129,18 @@ func (in *inbox) receive(fd int) (seq uint64, m proto.Message, fds []int, err er
 	return seq, m, fds, nil
 }
 
-// receive reads one packet without waiting.
+// receive reads one packet without waiting. ECONNRESET only says that the peer has gone with packets unread; what it had sent before is still
+// to be read.
 func receive(fd int, data, oob []byte, flags int) (n int, fds []int, err error) {
 	var oobn, got int
-	err = retry(func() (err error) {
+	for {
 		n, oobn, got, _, err = unix.Recvmsg(fd, data, oob, flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-		return err
-	})
-	if err != nil {
-		return 0, nil, err
+		if err == nil {
+			break
+		}
+		if err != unix.EINTR && err != unix.ECONNRESET { //nolint:errorlint // bare errno
+			return 0, nil, err
+		}
 	}
 	if oobn > 0 {
 		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])

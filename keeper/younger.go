@@ -60,7 +60,7 @@ func newYounger(build string) (*younger, error) {
 		return nil, err
 	}
 	unix.SetNonblock(fdPair, true) //nolint:errcheck // it is a socket
-	for fd := fdDir; fd <= fdPair; fd++ {
+	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.CloseOnExec(fd)
 	}
 	return &younger{
@@ -294,7 +294,7 @@ func (y *younger) succeed() error {
 // handOver executes the image at fdImage with the ledger in h.
 func (l *ledger) handOver(h *proto.Handover, role, how string) error {
 	var inherit []int
-	for fd := fdDir; fd <= fdPair; fd++ {
+	for fd := fdDir; fd <= fdHandover; fd++ {
 		inherit = append(inherit, fd)
 	}
 	for _, r := range l.records {
@@ -323,7 +323,7 @@ func (l *ledger) handOver(h *proto.Handover, role, how string) error {
 		unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0) //nolint:errcheck // it is open
 	}
 	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(fdImage), []string{"shim-keeper", role, how}, syscall.Environ())
-	for _, fd := range append(inherit, fdHandover) {
+	for _, fd := range inherit {
 		unix.CloseOnExec(fd)
 	}
 	return at("execute "+role, err)

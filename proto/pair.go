@@ -19,8 +19,6 @@ type Keep struct {
 	PID       int32
 	StartTime uint64
 	Flags     KeepFlags
-	// LogGen is the generation of the newest log file.
-	LogGen uint32
 	// Add names the descriptors of this packet, in order. Drop names those to be closed.
 	Add, Drop []Held
 }
@@ -126,7 +124,6 @@ func (m *Keep) fields(c *codec) {
 	c.i32(&m.PID)
 	c.u64(&m.StartTime)
 	c.u32((*uint32)(&m.Flags))
-	c.u32(&m.LogGen)
 	held := func(c *codec, h *Held) { h.fields(c) }
 	slice(c, &m.Add, held)
 	slice(c, &m.Drop, held)

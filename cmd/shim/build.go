@@ -121,7 +121,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, e
 		Layout: layout, Dir: filepath.Join(cfg.Root, "containers"), Store: containerRecords, Keeper: pair, Sandboxes: sandboxes,
 		Images: images, Snapshots: snaps, Cgroups: cgroups, Facts: facts, Rlimits: rlimits(cfg.Limits), Tasks: cfg.Limits.Tasks,
 		Filters: seccomp.NewCache(seccomp.Target{Arch: runtime.GOARCH, Major: host.Major, Minor: host.Minor}),
-		Log: log,
+		Log:     log,
 		Changed: func(id container.ID, pod sandbox.ID, c container.Change) { events.ContainerChanged(id, pod, c) },
 	})
 	events = server.NewPublisher(sandboxes, containers)

@@ -56,7 +56,7 @@ func Main(m *testing.M, o testnode.Options, set func(*testnode.Node)) int {
 	set(n)
 	code = m.Run()
 	for _, left := range n.Clean(ctx) {
-		fmt.Printf("left behind: %s\n", left) //nolint:forbidigo // the test binary's own output
+		fmt.Printf("left behind: %s\n", left)
 		code = max(code, 1)
 	}
 	if err := n.Close(ctx); err != nil {

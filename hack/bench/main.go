@@ -25,7 +25,6 @@ type options struct {
 	idle                       time.Duration
 	comms, dirs                string
 	cgroupParent, logDir, json string
-	runtime                    string
 }
 
 func main() {

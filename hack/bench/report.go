@@ -57,7 +57,7 @@ func (r result) print(w io.Writer) {
 		l := r.Latency[name]
 		fmt.Fprintf(t, "%s\t%d\t%.2f\t%.2f\t%.2f\t\n", name, l.N, l.P50, l.P90, l.Max)
 	}
-	t.Flush() //nolint:errcheck // the underlying writer's errors come back with the next line
+	t.Flush()
 	fmt.Fprintln(w)
 	if r.PodsPerSecond > 0 {
 		fmt.Fprintf(w, "pods per second, all at once: %.1f\n", r.PodsPerSecond)

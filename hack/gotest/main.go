@@ -133,8 +133,8 @@ func (r *report) endPackage(e event, output []string) {
 
 // reason is what the test said before it skipped.
 func reason(output []string) string {
-	for i := len(output) - 1; i >= 0; i-- {
-		l := strings.TrimSpace(output[i])
+	for _, l := range slices.Backward(output) {
+		l = strings.TrimSpace(l)
 		if l == "" || strings.HasPrefix(l, "---") || strings.HasPrefix(l, "===") {
 			continue
 		}

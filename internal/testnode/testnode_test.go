@@ -42,8 +42,8 @@ func TestCutOff(t *testing.T) {
 			t.Errorf("/run/%s", e.Name())
 		}
 	}
-	if !strings.HasPrefix(os.TempDir(), Dir()) {
-		t.Errorf("temporary files go to %s, not below %s", os.TempDir(), Dir())
+	if !strings.HasPrefix(os.Getenv("TMPDIR"), Dir()) {
+		t.Errorf("temporary files go to %s, not below %s", os.Getenv("TMPDIR"), Dir())
 	}
 }
 

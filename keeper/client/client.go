@@ -121,7 +121,7 @@ func (c *Client) Build() string {
 // Bounds of the wait between attempts to connect.
 const (
 	minRetry = 2 * time.Millisecond
-	maxRetry = time.Second
+	maxRetry = 200 * time.Millisecond
 )
 
 // run is the client's goroutine: it connects, reads until the connection ends, and begins again.
