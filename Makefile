@@ -52,7 +52,7 @@ race: ## unit and root tests under the race detector
 .PHONY: test-arm64
 test-arm64: ## unit tests of the arm64 build under qemu-user
 	hack/deps arm64
-	GOARCH=arm64 hack/test -short -exec hack/qemu-arm64 $(RUNFLAG) $$(hack/portable)
+	GOARCH=arm64 hack/test -short -exec $(CURDIR)/hack/qemu-arm64 $(RUNFLAG) $$(hack/portable)
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
