@@ -282,7 +282,11 @@ func (n *Network) GC(ctx context.Context, live []string) error {
 	if err := n.Wait(ctx); err != nil {
 		return errors.Join(append(failed, err)...)
 	}
-	if c := n.current(); c.err == nil {
+	if c := n.current(); c.err != nil {
+		n.opts.Log.Debug("no plugins to clear up", "reason", c.err)
+	} else if _, err := n.servable(c); err != nil {
+		n.opts.Log.Warn("plugins can't clear up", "error", err)
+	} else {
 		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.opts.CacheDir, &executor{n: n})
 		if err := lib.GCNetworkList(ctx, c.list, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
 			failed = append(failed, fmt.Errorf("clear up network %s: %w", c.list.Name, err))

@@ -107,6 +107,7 @@ func plugins() map[string]plugin {
 		"portmap":    {checkPortmap, (*Host).runPortmap},
 		"bandwidth":  {checkBandwidth, (*Host).runBandwidth},
 		"tuning":     {checkTuning, (*Host).runTuning},
+		"firewall":   {checkFirewall, (*Host).runFirewall},
 	}
 }
 
