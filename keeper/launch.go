@@ -264,6 +264,7 @@ func openFIFO(name string, input bool, far *int) (near int, err error) {
 
 // openStreams starts the pumps of a process that runs.
 func (p *proc) openStreams() {
+	p.logged = len(p.rec.all(proto.HeldLog)) > 0
 	for i, kind := range []proto.HeldKind{proto.HeldStdout, proto.HeldStderr} {
 		if fd := p.rec.fd(kind, 0); fd >= 0 {
 			s := &p.streams[i]
@@ -280,5 +281,4 @@ func (p *proc) openStreams() {
 			p.y.log.failed("watch output of "+p.id, p.y.poll.add(s.fd, unix.EPOLLIN|oneShot, s))
 		}
 	}
-	p.logged = len(p.rec.all(proto.HeldLog)) > 0
 }

@@ -100,6 +100,7 @@ func (y *younger) getEquipped() error {
 				y.adoptLocked(r)
 			}
 			terminable(len(y.records) == 0)
+			y.sweepLocked()
 			return nil
 		default:
 			closeAll(fds)
@@ -130,6 +131,28 @@ func (y *younger) adoptLocked(r *record) {
 	if r.Flags&proto.KeepLaunched != 0 {
 		p.openStreams()
 		p.kick(doRedo | doStdout | doStderr)
+	}
+}
+
+// sweepLocked removes the directories of processes that nobody keeps.
+func (y *younger) sweepLocked() {
+	fd, err := unix.Openat(fdDir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 8192)
+	for {
+		n, err := unix.ReadDirent(fd, b)
+		if err != nil || n <= 0 {
+			return
+		}
+		_, _, names := unix.ParseDirent(b[:n], -1, nil)
+		for _, id := range names {
+			if y.records[id] == nil && validID(id) {
+				removeProcess(id)
+			}
+		}
 	}
 }
 
@@ -184,9 +207,9 @@ func (y *younger) discardLocked(p *proc) {
 	if fd := p.rec.fd(proto.HeldReport, 0); fd >= 0 {
 		y.poll.del(fd)
 	}
-	removeProcess(p.id)
 	y.dropLocked(p.id)
 	y.tellElderLocked(&proto.Drop{ID: p.id}, nil)
+	removeProcess(p.id) // sweep does it if this keeper dies here
 	y.table.free(p.rec.Slot)
 }
 

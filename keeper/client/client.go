@@ -59,8 +59,8 @@ type Client struct {
 type call struct {
 	msg   proto.Message
 	fds   []int // duplicates, sent again if need be
-	reply chan reply
-	part  reply // of a Listed in several packets
+	reply chan reply // nil: nobody waits
+	part  reply      // of a Listed in several packets
 }
 
 // reply is an answer. Descriptors belong to whoever takes it.
@@ -222,10 +222,14 @@ func (c *Client) serve(conn *net.UnixConn, build string) error {
 	for seq, k := range c.calls {
 		closeAll(k.part.fds)
 		k.part = reply{}
+		if k.reply == nil {
+			delete(c.calls, seq) // an earlier connection's question; this one's comes next
+			continue
+		}
 		c.sendLocked(seq, k)
 	}
 	// What ended while there was no connection.
-	c.startLocked(&call{msg: &proto.List{}, reply: make(chan reply, 1)})
+	c.startLocked(&call{msg: &proto.List{}})
 	c.mu.Unlock()
 	err := c.read(conn)
 	c.mu.Lock()
@@ -308,6 +312,10 @@ func (c *Client) finishLocked(seq uint64, r reply) {
 	k := c.calls[seq]
 	delete(c.calls, seq)
 	closeAll(k.fds)
+	if k.reply == nil {
+		closeAll(r.fds)
+		return
+	}
 	k.reply <- r
 }
 
