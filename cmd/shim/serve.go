@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -63,6 +64,10 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 		return err
 	}
 	defer closing(&err, n)
+	n.cri.Info = func() map[string]string { return map[string]string{"config": printed(cfg)} }
+	if n.admin.Checker == nil {
+		n.admin.Checker = &checker{sandboxes: n.cri.Sandboxes, containers: n.cri.Containers, network: n.cri.Network, proc: "/proc"}
+	}
 	criServer, adminServer := server.New(n.cri), server.NewAdmin(n.admin)
 	failed := make(chan error, 2)
 	go func() { failed <- criServer.Serve(criSocket) }()
@@ -89,6 +94,19 @@ func closing(err *error, c io.Closer) {
 	if e := c.Close(); e != nil && !errors.Is(e, os.ErrClosed) && !strings.Contains(e.Error(), "use of closed network connection") {
 		*err = errors.Join(*err, e)
 	}
+}
+
+// printed is the configuration in force as a JSON string of TOML; it has no secrets.
+func printed(cfg config.Config) string {
+	var b strings.Builder
+	if err := config.Print(&b, cfg); err != nil {
+		return "null"
+	}
+	text, err := json.Marshal(b.String())
+	if err != nil {
+		return "null"
+	}
+	return string(text)
 }
 
 func logger(w io.Writer, c config.Log) *slog.Logger {
