@@ -93,28 +93,31 @@ func end(t testing.TB, g *Group) {
 	}
 }
 
-// run starts a shell script in the group: with CLONE_INTO_CGROUP where it can, else through the files, as launch does.
+// run starts a shell script in the group, as launch does: with CLONE_INTO_CGROUP and through the files.
 func run(t testing.TB, g *Group, script string) *exec.Cmd {
 	t.Helper()
-	procs, dir, err := g.Files()
+	joins, dir, err := g.Files()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sh", "-c", script)
+	return runIn(t, joins, dir, script)
+}
+
+// runIn is run with what Files gave, which it closes.
+func runIn(t testing.TB, joins []*os.File, dir *os.File, script string) *exec.Cmd {
+	t.Helper()
+	join := ""
+	for i, f := range joins {
+		defer f.Close()
+		join += fmt.Sprintf("echo 0 >&%d; ", 3+i)
+	}
+	// dash knows only one-digit descriptors.
+	cmd := exec.Command("bash", "-c", join+script)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.ExtraFiles = joins
 	if dir != nil {
 		defer dir.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
-	} else {
-		join := ""
-		for i, f := range procs {
-			defer f.Close()
-			join += fmt.Sprintf("echo 0 >&%d; ", 3+i)
-		}
-		// dash knows only one-digit descriptors.
-		cmd = exec.Command("bash", "-c", join+script)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		cmd.ExtraFiles = procs
 	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {

@@ -183,24 +183,36 @@ func (h *hierarchy) initCpuset(p string, isNew bool, cpus, mems string) error {
 	return nil
 }
 
-// Files opens what a process needs to enter the group. Version 1: cgroup.procs of every hierarchy; a process that writes "0" to
-// each has joined. Version 2: the directory, for CLONE_INTO_CGROUP. The caller closes them.
-func (g *Group) Files() (procs []*os.File, dir *os.File, err error) {
-	if g.m.version == 2 {
-		dir, err = g.m.all[0].open(g.path, "", unix.O_RDONLY|unix.O_DIRECTORY)
-		return nil, dir, notFound(g.path, err)
+// Files opens what a process needs to enter the group; the caller closes them. dir is the directory in the version 2 hierarchy, a
+// hybrid host's too, for CLONE_INTO_CGROUP; nil where there is none. joins are files of the version 1 hierarchies: a process with one
+// thread that writes "0" to each has joined.
+//
+// Neither way takes the kernel's lock on all thread groups (cgroup_threadgroup_rwsem). Writing to cgroup.procs does, and then
+// waits for an RCU grace period, ten milliseconds, unless somebody else just has: hence version 1's "tasks".
+func (g *Group) Files() (joins []*os.File, dir *os.File, err error) {
+	undo := func(err error) ([]*os.File, *os.File, error) {
+		if dir != nil {
+			err = errors.Join(err, dir.Close())
+		}
+		for _, f := range joins {
+			err = errors.Join(err, f.Close())
+		}
+		return nil, nil, notFound(g.path, err)
 	}
 	for _, h := range g.m.all {
-		f, err := h.open(g.path, "cgroup.procs", unix.O_WRONLY)
-		if err != nil {
-			for _, f := range procs {
-				err = errors.Join(err, f.Close())
+		if h.v2 {
+			if dir, err = h.open(g.path, "", unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+				return undo(err)
 			}
-			return nil, nil, notFound(g.path, err)
+			continue
 		}
-		procs = append(procs, f)
+		f, err := h.open(g.path, "tasks", unix.O_WRONLY)
+		if err != nil {
+			return undo(err)
+		}
+		joins = append(joins, f)
 	}
-	return procs, nil, nil
+	return joins, dir, nil
 }
 
 // Held tells whether the first process must be made before the group and be given to Place before it runs (proto.Spawn.Hold):

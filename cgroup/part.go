@@ -53,33 +53,29 @@ func (g *Group) Part(name string) (*Part, error) {
 }
 
 // Files is Group.Files for a process of the part.
-func (p *Part) Files() (procs []*os.File, dir *os.File, err error) {
+func (p *Part) Files() (joins []*os.File, dir *os.File, err error) {
 	h := p.sub.m.all[0]
-	if p.of.m.version == 2 {
-		return p.sub.Files()
+	rest := &Manager{}
+	for _, other := range p.of.m.all {
+		if other != h {
+			rest.all = append(rest.all, other)
+		}
 	}
-	procs, _, err = p.of.Files()
+	joins, dir, err = (&Group{m: rest, path: p.of.path}).Files()
 	if err != nil {
 		return nil, nil, err
 	}
-	for i, other := range p.of.m.all {
-		if other != h {
-			continue
+	own, ownDir, err := p.sub.Files()
+	if err != nil {
+		for _, f := range joins {
+			err = errors.Join(err, f.Close())
 		}
-		f, err := h.open(p.sub.path, "cgroup.procs", os.O_WRONLY)
-		if err != nil {
-			for _, f := range procs {
-				err = errors.Join(err, f.Close())
-			}
-			return nil, nil, notFound(p.sub.path, err)
-		}
-		err = procs[i].Close()
-		procs[i] = f
-		if err != nil {
-			return nil, nil, err
-		}
+		return nil, nil, err
 	}
-	return procs, nil, nil
+	if ownDir != nil {
+		dir = ownDir
+	}
+	return append(joins, own...), dir, nil
 }
 
 // Kill is Group.Kill for the part's processes.

@@ -4,34 +4,12 @@ package cgroup
 
 import (
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// startIn starts a shell command in the groups that procs belong to.
-func startIn(t *testing.T, procs []*os.File, script string) *exec.Cmd {
-	t.Helper()
-	join := ""
-	for i := range procs {
-		join += "echo 0 >&" + strconv.Itoa(3+i) + "; "
-	}
-	cmd := exec.Command("bash", "-c", join+script) // dash has no two-digit descriptors
-	cmd.ExtraFiles = procs
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range procs {
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return cmd
-}
 
 func TestPartIsKilledAlone(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -42,8 +20,7 @@ func TestPartIsKilledAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	path := "/shimtest-part-" + strconv.Itoa(os.Getpid())
-	g, err := m.Create(t.Context(), path, nil)
+	g, err := m.Create(t.Context(), "/shimtest-part-"+strconv.Itoa(os.Getpid()), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,55 +32,77 @@ func TestPartIsKilledAlone(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if m.Version() == 2 {
-		t.Skip("this machine's groups are joined by CLONE_INTO_CGROUP; the launch tests do that")
-	}
-	procs, _, err := g.Files()
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := startIn(t, procs, "exec sleep 600")
+	first := run(t, g, "exec sleep 600")
 	p, err := g.Part("exec-1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if procs, _, err = p.Files(); err != nil {
+	joins, dir, err := p.Files()
+	if err != nil {
 		t.Fatal(err)
 	}
 	// A child that leaves the session and loses its parent.
-	second := startIn(t, procs, "(setsid sleep 600 & ) ; exec sleep 600")
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	second := runIn(t, joins, dir, "(setsid sleep 600 & ) ; exec sleep 600")
+	until(t, "two processes in the part", func() bool {
 		pids, err := p.sub.PIDs()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(pids) == 2 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("processes of the part: %v", pids)
-		}
-	}
+		return err == nil && len(pids) == 2
+	})
 	if b, err := os.ReadFile("/proc/" + strconv.Itoa(second.Process.Pid) + "/cgroup"); err != nil || strings.Count(string(b), "/exec-1\n") != 1 {
 		t.Errorf("the part should lie in one hierarchy: %s %v", b, err)
 	}
 	if err := p.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Remove(t.Context()); err != nil {
-		t.Fatal(err)
+	if pids, err := p.sub.PIDs(); err != nil || len(pids) != 0 {
+		t.Errorf("left of the part: %v %v", pids, err)
 	}
-	if err := second.Wait(); err == nil || second.ProcessState.Sys().(interface{ Signal() unix.Signal }).Signal() != unix.SIGKILL {
-		t.Errorf("the part's process: %v", err)
+	for range 2 {
+		if err := p.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := first.Process.Signal(unix.Signal(0)); err != nil {
 		t.Errorf("the group's own process: %v", err)
 	}
-	if err := g.Kill(t.Context()); err != nil {
-		t.Error(err)
+}
+
+func TestPartsLeftoversStay(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("making cgroups needs root")
 	}
-	_ = first.Wait()
+	m, err := New(Options{Driver: Cgroupfs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	g, err := m.Create(t.Context(), "/shimtest-left-"+strconv.Itoa(os.Getpid()), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := g.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	p, err := g.Part("exec-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	joins, dir, err := p.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := runIn(t, joins, dir, "exec sleep 600")
 	if err := p.Remove(t.Context()); err != nil {
-		t.Errorf("removed twice: %v", err)
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
+		t.Errorf("a process that an exec left behind: %v", err)
+	}
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/cgroup"); err != nil || strings.Contains(string(b), "exec-1") {
+		t.Errorf("it should be in the group now: %s %v", b, err)
 	}
 }

@@ -48,7 +48,8 @@ type Description struct {
 	// PIDMount is the mount namespace of a process in PIDNS (the pod's init, the target's first process), where proc is mounted. Only
 	// used, and then needed, with PIDJoin where Facts.ProcPIDNS is false.
 	PIDMount FD
-	// UserNS is the pod's user namespace, or NoFD. NetNS, IPCNS and UTSNS then belong to it.
+	// UserNS is the pod's user namespace, or NoFD. NetNS, IPCNS, UTSNS and PIDNS then belong to it, Root and volumes are id-mapped, Dev
+	// and what Targets lists belong to IDBase, and ids in this description are those inside.
 	UserNS FD
 	// HostCgroupNS leaves the process in the keeper's cgroup namespace; else it gets its own, rooted at its cgroup.
 	HostCgroupNS bool
@@ -79,6 +80,8 @@ type Process struct {
 
 	UID, GID uint32
 	Groups   []uint32
+	// IDBase is what id 0 of the user namespace is on the host; 0 without one.
+	IDBase uint32
 	// Caps are granted as far as the host has them (Facts.Caps): bounding, permitted and effective. For a user other than
 	// root execve clears the last two, as it does under every runtime; Ambient ones survive it and must be in Caps.
 	Caps, Ambient   CapSet
@@ -117,11 +120,11 @@ type Rlimit struct {
 	Soft, Hard uint64
 }
 
-// Cgroup says how the process gets into its cgroup, by one or the other.
+// Cgroup says how the process gets into its cgroup, in each hierarchy of the host (cgroup.Group.Files).
 type Cgroup struct {
-	// Procs are cgroup.procs files, one per v1 hierarchy.
+	// Procs are files of the v1 hierarchies into which the process writes "0".
 	Procs []FD
-	// Dir is the v2 directory.
+	// Dir is the directory in the v2 hierarchy, a hybrid host's too, or NoFD.
 	Dir FD
 }
 
