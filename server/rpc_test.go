@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -497,6 +498,49 @@ func TestEveryRPCIsServed(t *testing.T) {
 			if c := status.Code(err); c == codes.Internal || c == codes.Unknown {
 				t.Errorf("%s with an empty request: %v", m.MethodName, err)
 			}
+		}
+	}
+}
+
+// TestStreamingURLs: what the URLs lead to is the object that the request named, by its whole id.
+func TestStreamingURLs(t *testing.T) {
+	s := serveFakes(t)
+	pod, ctr := s.run(t)
+	r, err := s.Exec(t.Context(), &cri.ExecRequest{ContainerId: ctr[:30], Cmd: []string{"ls", "-l"}, Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := websocket.NewConfig("ws"+strings.TrimPrefix(r.Url, "http"), "http://localhost/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Protocol = []string{"v4.channel.k8s.io"}
+	conn, err := websocket.DialConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for got := ""; got != "[ls -l]"; {
+		var frame []byte
+		if err := websocket.Message.Receive(conn, &frame); err != nil {
+			t.Fatalf("after %q: %v", got, err)
+		}
+		if len(frame) > 1 && frame[0] == 1 {
+			got += string(frame[1:])
+		}
+	}
+	for what, call := range map[string]func() (string, error){
+		"attach": func() (string, error) {
+			r, err := s.Attach(t.Context(), &cri.AttachRequest{ContainerId: ctr, Stdout: true, Stderr: true})
+			return r.GetUrl(), err
+		},
+		"portforward": func() (string, error) {
+			r, err := s.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: pod})
+			return r.GetUrl(), err
+		},
+	} {
+		if u, err := call(); err != nil || !strings.HasPrefix(u, "http://127.0.0.1:") || !strings.Contains(u, "/"+what+"/") {
+			t.Errorf("%s: %q, %v", what, u, err)
 		}
 	}
 }
