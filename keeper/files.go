@@ -36,6 +36,24 @@ func readFile(dir int, name string, limit int) ([]byte, error) {
 	return b[:n], nil
 }
 
+// entries gives the names in a directory.
+func entries(dir int, name string) []string {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	var names []string
+	b := make([]byte, 4096)
+	for {
+		n, err := unix.ReadDirent(fd, b)
+		if err != nil || n <= 0 {
+			return names
+		}
+		_, _, names = unix.ParseDirent(b[:n], -1, names)
+	}
+}
+
 // unlink removes a file that may not exist.
 func unlink(dir int, name string) {
 	unix.Unlinkat(dir, name, 0) //nolint:errcheck // what can't be removed is found by whoever creates it again

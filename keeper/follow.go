@@ -195,11 +195,11 @@ func (y *younger) concludeLocked(p *proc) {
 	for _, w := range p.waiters {
 		w.c.sendLocked(w.seq, m, fds...)
 	}
+	y.discardLocked(p)
 	for _, f := range p.forgets {
 		f.c.ackLocked(f.seq, nil)
 	}
 	p.waiters, p.forgets = nil, nil
-	y.discardLocked(p)
 }
 
 // releaseLocked opens the gate of a process spawned with Hold.

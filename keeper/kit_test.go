@@ -257,7 +257,7 @@ type arg struct {
 	v    uint64
 }
 
-func imm[T ~int | ~uint32 | ~uint64 | ~int32](v T) arg { return arg{proto.Imm, uint64(v)} }
+func imm[T ~int | ~uint32 | ~uint64 | ~int32 | ~uintptr](v T) arg { return arg{proto.Imm, uint64(v)} }
 func fd(i int) arg                                     { return arg{proto.FD, uint64(i)} }
 func reg(i int) arg                                    { return arg{proto.Reg, uint64(i)} }
 

@@ -118,10 +118,10 @@ func (l *launch) abort(err error) {
 			w.c.ackLocked(w.seq, at("spawn "+l.p.id, err))
 		}
 	}
+	y.discardLocked(l.p)
 	for _, f := range l.p.forgets {
 		f.c.ackLocked(f.seq, nil)
 	}
-	y.discardLocked(l.p)
 }
 
 // cloneError is the kernel's refusal of the process itself.

@@ -46,11 +46,16 @@ func terminable(yes bool) {
 // settle makes a new image safe to hold descriptors: nobody may read its memory, and little may kill it.
 func settle() {
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) //nolint:errcheck // can't fail with these arguments
-	name := []byte("shim-keeper\x00")
-	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) //nolint:errcheck // cosmetic
+	for _, task := range entries(unix.AT_FDCWD, "/proc/self/task") { // the runtime's threads too: children inherit one's name
+		writeProc("/proc/self/task/"+task+"/comm", "shim-keeper")
+	}
+	writeProc("/proc/self/oom_score_adj", "-999") // not allowed everywhere
 	setSignal(unix.SIGPIPE, sigIgnore)
-	if fd, err := unix.Open("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
-		unix.Write(fd, []byte("-999")) //nolint:errcheck // not allowed everywhere
+}
+
+func writeProc(name, text string) {
+	if fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		unix.Write(fd, []byte(text)) //nolint:errcheck // as the callers say
 		unix.Close(fd)
 	}
 }

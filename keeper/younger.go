@@ -136,22 +136,9 @@ func (y *younger) adoptLocked(r *record) {
 
 // sweepLocked removes the directories of processes that nobody keeps.
 func (y *younger) sweepLocked() {
-	fd, err := unix.Openat(fdDir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	b := make([]byte, 8192)
-	for {
-		n, err := unix.ReadDirent(fd, b)
-		if err != nil || n <= 0 {
-			return
-		}
-		_, _, names := unix.ParseDirent(b[:n], -1, nil)
-		for _, id := range names {
-			if y.records[id] == nil && validID(id) {
-				removeProcess(id)
-			}
+	for _, id := range entries(fdDir, ".") {
+		if y.records[id] == nil && validID(id) {
+			removeProcess(id)
 		}
 	}
 }

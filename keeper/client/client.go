@@ -58,7 +58,7 @@ type Client struct {
 // call is a request under way.
 type call struct {
 	msg   proto.Message
-	fds   []int // duplicates, sent again if need be
+	fds   []int      // duplicates, sent again if need be
 	reply chan reply // nil: nobody waits
 	part  reply      // of a Listed in several packets
 }
