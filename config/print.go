@@ -67,7 +67,7 @@ func sortedKeys(m reflect.Value) []string {
 // printComment writes text as comment lines no longer than lineWidth.
 func printComment(b *strings.Builder, text string) {
 	line := "#"
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		if len(line)+1+len(word) > lineWidth {
 			b.WriteString(line + "\n")
 			line = "#"

@@ -68,7 +68,7 @@ func (s about) UpdateRuntimeConfig(_ context.Context, r *cri.UpdateRuntimeConfig
 		return &cri.UpdateRuntimeConfigResponse{}, nil
 	}
 	var cidrs []netip.Prefix
-	for _, t := range strings.Split(text, ",") {
+	for t := range strings.SplitSeq(text, ",") {
 		p, err := netip.ParsePrefix(strings.TrimSpace(t))
 		if err != nil {
 			return nil, errs.Newf(errs.Invalid, "runtime_config.network_config.pod_cidr: %q is no CIDR", t)

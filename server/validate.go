@@ -97,7 +97,7 @@ func (f *fields) path(field, v string) {
 
 // noDots refuses a path that leads upwards.
 func (f *fields) noDots(field, v string) {
-	for _, element := range strings.Split(v, "/") {
+	for element := range strings.SplitSeq(v, "/") {
 		if element == ".." {
 			f.bad(field, "%q leads upwards", v)
 		}

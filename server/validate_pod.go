@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -129,12 +130,9 @@ func (f *fields) podNamespaces(field string, n *cri.NamespaceOption) {
 }
 
 func (f *fields) oneMode(field string, mode cri.NamespaceMode, allowed []cri.NamespaceMode) {
-	for _, a := range allowed {
-		if mode == a {
-			return
-		}
+	if !slices.Contains(allowed, mode) {
+		f.bad(field, "%s is none of %v", mode, allowed)
 	}
-	f.bad(field, "%s is none of %v", mode, allowed)
 }
 
 func (f *fields) userNamespace(field string, u *cri.UserNamespace) {

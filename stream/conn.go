@@ -110,10 +110,12 @@ func below(c net.Conn) *conn {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
-	return c.(*conn)
+	return c.(*conn) //nolint:errcheck // the listener makes no others
 }
 
-func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
+func connOf(ctx context.Context) *conn {
+	return ctx.Value(connKey{}).(*conn) //nolint:errcheck // connContext has put it there
+}
 
 // verbOf is the first element of the path: what a log line may say of a URL that has a token in it.
 func verbOf(r *http.Request) string {

@@ -9,7 +9,8 @@ import (
 	"io"
 	"net"
 	"slices"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // forwarder carries the forwarded connections of one request. The handlers give each the background context, so it
@@ -68,7 +69,7 @@ func splice(ctx context.Context, client io.ReadWriteCloser, pod net.Conn) error 
 	case <-ctx.Done():
 		return nil
 	}
-	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) {
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EPIPE) || errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
