@@ -19,8 +19,8 @@ import (
 
 // Importer unpacks images from local files.
 type Importer interface {
-	// Import reads a tar archive or an OCI layout. names, if any, are for the one image that is in it.
-	Import(ctx context.Context, path string, names []string) ([]Image, error)
+	// Import reads a tar archive or an OCI layout. name, if any, is for the one image in it that has no name of its own.
+	Import(ctx context.Context, path, name string) ([]Image, error)
 }
 
 // Planner knows the launch program of a container.
@@ -105,8 +105,8 @@ func (s *adminService) Version(context.Context, *admin.VersionRequest) (*admin.V
 func (s *adminService) Import(ctx context.Context, r *admin.ImportRequest) (*admin.ImportResponse, error) {
 	var f fields
 	f.path("path", r.GetPath())
-	for _, n := range r.GetNames() {
-		f.word("names", n)
+	if r.GetName() != "" {
+		f.word("name", r.GetName())
 	}
 	if f.err != nil {
 		return nil, f.err
@@ -114,7 +114,7 @@ func (s *adminService) Import(ctx context.Context, r *admin.ImportRequest) (*adm
 	if s.o.Importer == nil {
 		return nil, missing("import")
 	}
-	images, err := s.o.Importer.Import(ctx, r.GetPath(), r.GetNames())
+	images, err := s.o.Importer.Import(ctx, r.GetPath(), r.GetName())
 	if err != nil {
 		return nil, err
 	}

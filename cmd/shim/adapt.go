@@ -61,8 +61,8 @@ func (a imageAdapter) List() []server.Image {
 func (a imageAdapter) Remove(ctx context.Context, ref string) error { return a.store.Remove(ctx, ref) }
 
 // Import implements server.Importer.
-func (a imageAdapter) Import(ctx context.Context, path string, names []string) ([]server.Image, error) {
-	list, err := a.store.Import(ctx, path, image.ImportOptions{Names: names})
+func (a imageAdapter) Import(ctx context.Context, path, name string) ([]server.Image, error) {
+	list, err := a.store.Import(ctx, path, image.ImportOptions{Name: name})
 	out := make([]server.Image, 0, len(list))
 	for _, img := range list {
 		out = append(out, criImage(img))

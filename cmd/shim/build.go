@@ -22,6 +22,7 @@ import (
 	"crishim.dev/config"
 	"crishim.dev/container"
 	"crishim.dev/image"
+	"crishim.dev/image/registry"
 	"crishim.dev/internal/kernel"
 	keeper "crishim.dev/keeper/client"
 	"crishim.dev/launch"
@@ -83,7 +84,7 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, e
 	}
 	n.closing(snaps.Close)
 	images, err := image.Open(image.Options{
-		Dir: filepath.Join(cfg.Root, "images"), CertsDir: cfg.Image.CertsDir, Parallel: cfg.Image.Parallel,
+		Dir: filepath.Join(cfg.Root, "images"), Registry: registry.Options{CertsDir: cfg.Image.CertsDir}, Parallel: cfg.Image.Parallel,
 	}, snaps, log)
 	if err != nil {
 		return n, err

@@ -22,7 +22,7 @@ func imageCommand(f *flags) *cobra.Command {
 }
 
 func importCommand(f *flags) *cobra.Command {
-	var names []string
+	var name string
 	c := &cobra.Command{
 		Use:   "import PATH",
 		Short: "Unpack images from a tar archive or an OCI layout",
@@ -32,7 +32,7 @@ func importCommand(f *flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			resp, err := to.admin.Import(c.Context(), &admin.ImportRequest{Path: path, Names: names})
+			resp, err := to.admin.Import(c.Context(), &admin.ImportRequest{Path: path, Name: name})
 			if err != nil {
 				return err
 			}
@@ -42,7 +42,7 @@ func importCommand(f *flags) *cobra.Command {
 			return nil
 		}),
 	}
-	c.Flags().StringArrayVar(&names, "name", nil, "name for the image, instead of those in the archive; may be repeated")
+	c.Flags().StringVar(&name, "name", "", "name for the image in the archive that has none")
 	return c
 }
 

@@ -94,7 +94,7 @@ func (d *daemon) PullImage(_ context.Context, r *cri.PullImageRequest) (*cri.Pul
 
 func (d *adminDaemon) Import(_ context.Context, r *admin.ImportRequest) (*admin.ImportResponse, error) {
 	d.imported = r
-	return &admin.ImportResponse{Images: []*admin.ImportedImage{{Id: "sha256:imp", Names: r.Names}}}, nil
+	return &admin.ImportResponse{Images: []*admin.ImportedImage{{Id: "sha256:imp", Names: []string{r.Name}}}}, nil
 }
 
 func (d *adminDaemon) Plan(_ context.Context, r *admin.PlanRequest) (*admin.PlanResponse, error) {
@@ -187,7 +187,7 @@ func TestCommands(t *testing.T) {
 		{"image list", "ID  SIZE     NAME\ni1  5.0 MiB  nginx:1\ni1  5.0 MiB  nginx:latest\ni2  0 B      busybox\ni3  0 B      x@sha256:d\ni4  0 B      -\n"},
 		{"image prune", "sha256:i3 \n"},
 		{"image pull busybox", "sha256:new\n"},
-		{"image import --name a:1 --name b:2 /tmp/x.tar", "sha256:imp a:1 b:2\n"},
+		{"image import --name a:1 /tmp/x.tar", "sha256:imp a:1\n"},
 		{"plan abc", "plan of abc\n"},
 		{"check", "SUBJECT  DETAIL\n"},
 	} {

@@ -175,8 +175,8 @@ type ImportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Absolute path, as the daemon sees it.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Names for the image, for an archive that holds one; empty: the names in the archive.
-	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	// Name for an image that has none in the archive; with several such images it is an error.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,11 +218,11 @@ func (x *ImportRequest) GetPath() string {
 	return ""
 }
 
-func (x *ImportRequest) GetNames() []string {
+func (x *ImportRequest) GetName() string {
 	if x != nil {
-		return x.Names
+		return x.Name
 	}
-	return nil
+	return ""
 }
 
 type ImportResponse struct {
@@ -732,10 +732,10 @@ const file_admin_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1d\n" +
 	"\n" +
-	"started_at\x18\x03 \x01(\x03R\tstartedAt\"9\n" +
+	"started_at\x18\x03 \x01(\x03R\tstartedAt\"7\n" +
 	"\rImportRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"F\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"F\n" +
 	"\x0eImportResponse\x124\n" +
 	"\x06images\x18\x01 \x03(\v2\x1c.shim.admin.v1.ImportedImageR\x06images\"5\n" +
 	"\rImportedImage\x12\x0e\n" +
