@@ -218,7 +218,7 @@ func TestFreezeStopsAndKillThaws(t *testing.T) {
 		t.Run(host, func(t *testing.T) {
 			g := create(t, m, name(t, m), nil)
 			cmd := run(t, g, "while :; do :; done")
-			until(t, "the process", populated(g, 1))
+			until(t, "the process to run in the group", func() bool { s, err := g.Stats(); return err == nil && s.CPU > 0 })
 			if err := g.Freeze(t.Context()); err != nil {
 				t.Fatal(err)
 			}

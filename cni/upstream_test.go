@@ -140,7 +140,7 @@ func (s *side) look() {
 				s.note("pod %s", s.plain(l))
 			}
 			if eth, err := net.InterfaceByName(ifName); err == nil {
-				s.note("pod eth0 flags %s", eth.Flags)
+				s.note("pod eth0 flags %s", eth.Flags&^net.FlagRunning) // the kernel sets that when it gets to it
 			}
 			return nil
 		})

@@ -25,13 +25,32 @@ func Container(d *Description, f Facts) (*Plan, error) {
 	}
 	p := newLaunchee(&d.Process, f)
 	p.second, p.console = d.PID == PIDJoin, true
+	p.holdStdio()
+	p.before()
+	if d.UserNS != NoFD {
+		p.userNS = true
+		p.inUserNS(d, all)
+		p.run()
+		return p.plan(unix.CLONE_NEWNS, d.Cgroup), nil
+	}
 	flags := uint64(unix.CLONE_NEWNS)
 	if d.PID == PIDOwn {
 		flags |= unix.CLONE_NEWPID
 	}
-	p.holdStdio()
-	p.before()
-	p.joinCgroup(d.Cgroup, !d.HostCgroupNS)
+	p.openLabel()
+	p.joinCgroup(d.Cgroup)
+	p.namespaces(d)
+	p.files(d, all)
+	p.limits()
+	p.run()
+	return p.plan(flags, d.Cgroup), nil
+}
+
+// namespaces enters those of the pod.
+func (p *launchee) namespaces(d *Description) {
+	if !d.HostCgroupNS {
+		p.cgroupNS()
+	}
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
@@ -39,9 +58,6 @@ func Container(d *Description, f Facts) (*Plan, error) {
 		// From here on children are of that namespace; the process itself stays in the keeper's.
 		p.join(d.PIDNS, unix.CLONE_NEWPID, "join pid namespace")
 	}
-	p.files(d, all)
-	p.run()
-	return p.plan(flags, d.Cgroup), nil
 }
 
 func (d *Description) check(f Facts) error {
@@ -52,8 +68,8 @@ func (d *Description) check(f Facts) error {
 		return errs.Newf(errs.Invalid, "no pid namespace to join")
 	case d.PID == PIDJoin && d.PIDMount == NoFD && !f.ProcPIDNS:
 		return errs.Newf(errs.Invalid, "no mount of proc for the pid namespace")
-	case d.UserNS != NoFD:
-		return errs.Newf(errs.Unsupported, "user namespaces are not supported yet")
+	case d.UserNS != NoFD && (d.NetNS == NoFD || d.IPCNS == NoFD || d.PID == PIDHost):
+		return errs.Newf(errs.Invalid, "user namespace with the host's network, ipc or pid namespace")
 	}
 	dev := d.Dev != NoFD
 	for _, m := range d.Mounts {
@@ -66,23 +82,40 @@ func (d *Description) check(f Facts) error {
 }
 
 // files builds the container's mounts and makes them its root.
-func (p *prog) files(d *Description, all []point) {
+func (p *launchee) files(d *Description, all []point) {
 	p.privateMounts()
 	var masks reg
 	if len(d.MaskedPaths) > 0 {
-		masks = p.masks()
+		masks = p.masks(unix.S_IFCHR)
 	}
 	root := p.fd(d.Root)
 	p.step("mount the root file system")
 	p.attachRoot(root)
-	p.mountAll(root, all)
-	if cwd := path.Clean(d.Cwd); path.IsAbs(cwd) {
-		if from := madeInside(all, cwd, false); from >= 0 {
-			p.step("make working directory " + cwd)
-			// What can't be made may be there all the same, where only the user can look (NFS): chdir will tell.
-			p.makePath(root, parts(cwd), from, false, []unix.Errno{unix.EEXIST, unix.EACCES, unix.EROFS})
-		}
+	p.mountAll(root, nil, all)
+	p.makeCwd(root, d.Cwd, all)
+	p.protect(root, masks, d)
+	if d.ReadOnlyRoot {
+		p.step("make the root file system read-only")
+		p.setAttr(root, rdonly)
 	}
+	p.pivot(root)
+}
+
+// makeCwd makes the working directory where it lies in a volume.
+func (p *launchee) makeCwd(root arg, cwd string, all []point) {
+	cwd = path.Clean(cwd)
+	if !path.IsAbs(cwd) {
+		return
+	}
+	if from := madeInside(all, cwd, false); from >= 0 {
+		p.step("make working directory " + cwd)
+		// What can't be made may be there all the same, where only the user can look (NFS): chdir will tell.
+		p.makePath(root, parts(cwd), from, false, []unix.Errno{unix.EEXIST, unix.EACCES, unix.EROFS})
+	}
+}
+
+// protect makes paths read-only and masks others; masks is used up.
+func (p *launchee) protect(root arg, masks reg, d *Description) {
 	for _, path := range d.ReadOnlyPaths {
 		p.readOnly(root, path)
 	}
@@ -92,9 +125,4 @@ func (p *prog) files(d *Description, all []point) {
 	if len(d.MaskedPaths) > 0 {
 		p.close(masks)
 	}
-	if d.ReadOnlyRoot {
-		p.step("make the root file system read-only")
-		p.setAttr(root, rdonly)
-	}
-	p.pivot(root)
 }

@@ -86,8 +86,9 @@ func TestMounts(t *testing.T) {
 		"tmpfs /dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=65536k ", "mqueue /dev/mqueue mqueue rw,nosuid,nodev,noexec,relatime ",
 		"sysfs /sys sysfs ro,nosuid,nodev,noexec,relatime ",
 	} {
-		if !strings.Contains(strings.ReplaceAll(out, "none /dev tmpfs", "tmpfs /dev tmpfs"), "\n"+want) && !strings.HasPrefix(out, want) {
-			t.Errorf("no mount %s", want)
+		// The tests' own /dev has no source.
+		if !strings.Contains(strings.ReplaceAll("\n"+out, "none /dev tmpfs", "tmpfs /dev tmpfs"), "\n"+want) {
+			t.Errorf("no mount %s: %s", want, out)
 		}
 	}
 	for _, h := range b.facts.Hierarchies {

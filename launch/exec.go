@@ -20,7 +20,7 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 		return nil, err
 	}
 	p := newLaunchee(&d.Process, f)
-	p.second, p.master = !d.HostPID, proto.TagReturn
+	p.second, p.userNS, p.master = !d.HostPID, d.UserNS, proto.TagReturn
 	for i, f := range d.Stdio {
 		if given := []bool{d.Stdin, d.Stdout, d.Stderr}[i]; given && !d.TTY {
 			p.stdioFDs[i] = p.fd(f)
@@ -28,7 +28,9 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 	}
 	p.holdStdio()
 	p.before()
-	p.joinCgroup(d.Cgroup, false)
+	p.openLabel()
+	p.joinCgroup(d.Cgroup)
+	p.limits()
 	flags := unix.CLONE_NEWNS
 	for _, ns := range []struct {
 		host bool
@@ -47,6 +49,9 @@ func Exec(d *ExecDescription, f Facts) (*Plan, error) {
 	}
 	p.step("join the container's namespaces")
 	p.do(unix.SYS_SETNS, p.fd(d.PIDFD), imm(flags))
+	if d.UserNS {
+		p.becomeRoot()
+	}
 	p.run()
 	return p.plan(0, d.Cgroup), nil
 }

@@ -115,6 +115,10 @@ func TestGoldenContainer(t *testing.T) {
 			d.Cgroup, d.PID, d.PIDNS, d.NoNewPrivileges = launch.Cgroup{Dir: 6}, launch.PIDJoin, 7, true
 		}},
 		{"podpid-old", v1Facts(), func(d *launch.Description) { d.PID, d.PIDNS, d.PIDMount = launch.PIDJoin, 7, 8 }},
+		{"userns", v2Facts(), func(d *launch.Description) {
+			d.Cgroup, d.UserNS, d.IDBase, d.UID = launch.Cgroup{Dir: 6}, 7, 300000, 1000
+			d.Mounts = []launch.Mount{{Target: "/data", FD: 8}, {Target: "/data/a", FD: 9}, {Target: "/proc/cpuinfo", FD: 10, File: true}}
+		}},
 		{"podpid-narrow", v2Facts(), func(d *launch.Description) {
 			d.Cgroup, d.PID, d.PIDNS, d.Seccomp.Narrow = launch.Cgroup{Dir: 6}, launch.PIDJoin, 7, true
 		}},

@@ -9,9 +9,13 @@ import (
 )
 
 // prog writes the calls that launch programs are made of.
-type prog struct{ *code }
+type prog struct {
+	*code
+	// owner gets the mount points that are made.
+	owner uint32
+}
 
-func newProg() *prog { return &prog{newCode()} }
+func newProg() *prog { return &prog{code: newCode()} }
 
 // Mount attributes of the standard mounts.
 const (
@@ -33,7 +37,7 @@ type option struct {
 // Lists of errnos, named for what they stand for.
 var (
 	missing = []unix.Errno{unix.ENOENT}
-	exists   = []unix.Errno{unix.EEXIST}
+	exists  = []unix.Errno{unix.EEXIST}
 )
 
 // at is openat(dir, path, flags|O_CLOEXEC).
@@ -119,7 +123,7 @@ func (p *prog) attachRoot(root arg) {
 const atCWD = ^uint64(99)
 
 // joinCgroup puts the process into its v1 cgroups; v2's is part of the clone.
-func (p *prog) joinCgroup(c Cgroup, own bool) {
+func (p *prog) joinCgroup(c Cgroup) {
 	p.step("join cgroup")
 	if c.Dir != NoFD {
 		p.fd(c.Dir) // used by the clone, open until closeAll
@@ -127,10 +131,12 @@ func (p *prog) joinCgroup(c Cgroup, own bool) {
 	for _, f := range c.Procs {
 		p.writeFile(nil, p.fd(f), "0")
 	}
-	if own {
-		p.step("make cgroup namespace")
-		p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
-	}
+}
+
+// cgroupNS makes a cgroup namespace whose root is the process's cgroup.
+func (p *prog) cgroupNS() {
+	p.step("make cgroup namespace")
+	p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
 }
 
 // join enters a namespace.

@@ -124,11 +124,11 @@ func Targets(d *Description) ([]Target, error) {
 	return targets, nil
 }
 
-// mountAll attaches every mount below root.
-func (p *prog) mountAll(root arg, all []point) {
-	for i := range all {
-		m := &all[i]
-		if from := madeInside(all[:i], m.target, m.std); from >= 0 {
+// mountAll attaches the mounts in list below root, where those in before are already.
+func (p *prog) mountAll(root arg, before, list []point) {
+	for i := range list {
+		m := &list[i]
+		if from := madeInside(slices.Concat(before, list[:i]), m.target, m.std); from >= 0 {
 			p.step("make mount point " + m.target)
 			p.makePath(root, parts(m.target), from, m.file, exists)
 		}
@@ -170,14 +170,31 @@ func (p *prog) makePath(root arg, names []string, from int, file bool, ignore []
 	for i := from; i < len(names); i++ {
 		dir := p.in(opening(ignore), root, "/"+strings.Join(names[:i], "/"), unix.O_PATH|unix.O_DIRECTORY)
 		p.ifOpen(dir, func() {
-			if file && i == len(names)-1 {
-				p.try(ignore, unix.SYS_MKNODAT, dir.arg(), p.str(names[i]), imm(unix.S_IFREG|0o644), imm(0))
-			} else {
-				p.try(ignore, unix.SYS_MKDIRAT, dir.arg(), p.str(names[i]), imm(0o755))
-			}
+			p.owned(func() {
+				if file && i == len(names)-1 {
+					p.try(ignore, unix.SYS_MKNODAT, dir.arg(), p.str(names[i]), imm(unix.S_IFREG|0o644), imm(0))
+				} else {
+					p.try(ignore, unix.SYS_MKDIRAT, dir.arg(), p.str(names[i]), imm(0o755))
+				}
+			})
 		})
 		p.close(dir)
 	}
+}
+
+// owned makes files as p.owner: on id-mapped mounts the host's root has no id.
+func (p *prog) owned(body func()) {
+	as := func(id uint32) {
+		p.do(unix.SYS_SETFSGID, imm(uint64(id)))
+		p.do(unix.SYS_SETFSUID, imm(uint64(id)))
+	}
+	if p.owner == 0 {
+		body()
+		return
+	}
+	as(p.owner)
+	body()
+	as(0)
 }
 
 // opening are those of the errnos ignored by makePath that opening a directory may give.

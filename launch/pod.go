@@ -53,15 +53,6 @@ func Pod(d *PodDescription, f Facts) (*Plan, error) {
 	return p.plan(flags, Cgroup{Dir: NoFD}), nil
 }
 
-// enterUserNS joins a user namespace and becomes its root.
-func (p *prog) enterUserNS(f FD) {
-	p.join(f, unix.CLONE_NEWUSER, "join user namespace")
-	p.step("become root of the user namespace")
-	p.do(unix.SYS_SETGROUPS, imm(0), imm(0))
-	p.do(unix.SYS_SETGID, imm(0))
-	p.do(unix.SYS_SETUID, imm(0))
-}
-
 // sysctls writes through the keeper's /proc/sys, which shows each process the values of its own namespaces.
 func (p *prog) sysctls(values map[string]string) {
 	if len(values) == 0 {

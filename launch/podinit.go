@@ -22,12 +22,18 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	if d.Binary == NoFD {
 		return nil, errs.Newf(errs.Invalid, "no binary")
 	}
-	if d.UserNS != NoFD {
-		return nil, errs.Newf(errs.Unsupported, "user namespaces are not supported yet")
-	}
 	p := newLaunchee(&Process{UID: nobody, GID: nobody, OOMScoreAdj: initOOMScoreAdj, NoNewPrivileges: true, Seccomp: d.Seccomp}, f)
 	p.before()
-	p.joinCgroup(d.Cgroup, true)
+	p.joinCgroup(d.Cgroup)
+	flags := uint64(unix.CLONE_NEWNS | unix.CLONE_NEWPID)
+	p.limits()
+	if d.UserNS != NoFD {
+		p.userNS = true
+		p.enterUserNS(d.UserNS)
+		p.cloneInto(flags)
+		flags = 0
+	}
+	p.cgroupNS()
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
@@ -46,7 +52,7 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	p.setAttr(root.arg(), rdonly)
 	p.pivot(root.arg())
 	p.close(root)
-	p.limits()
+	p.fresh()
 	p.session()
 	p.closeAll(d.Binary)
 	for i := range 3 {
@@ -56,5 +62,5 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 	p.restrict()
 	p.step("exec the pod's init")
 	p.do(unix.SYS_EXECVEAT, p.fd(d.Binary), p.str(""), p.vector([]string{"init"}), p.vector(nil), imm(unix.AT_EMPTY_PATH))
-	return p.plan(unix.CLONE_NEWNS|unix.CLONE_NEWPID, d.Cgroup), nil
+	return p.plan(flags, d.Cgroup), nil
 }

@@ -49,6 +49,8 @@ type launchee struct {
 	stdioFDs [3]arg
 	// master is the tag under which a pty's master is reported.
 	master int
+	// userNS: a user namespace was joined, which gave the process all capabilities.
+	userNS bool
 	// label is the process's own attribute file of the LSM, if one is asked for.
 	label    reg
 	hasLabel bool
@@ -71,10 +73,14 @@ func (p *launchee) before() {
 	p.close(o)
 	p.step("give the user its stdio")
 	for i, given := range []bool{p.d.Stdin, p.d.Stdout, p.d.Stderr} {
-		if given && !p.d.TTY && p.d.UID != 0 {
-			p.do(unix.SYS_FCHOWN, p.stdioFDs[i], imm(uint64(p.d.UID)), imm(^uint64(0)))
+		if given && !p.d.TTY && p.d.IDBase+p.d.UID != 0 {
+			p.do(unix.SYS_FCHOWN, p.stdioFDs[i], imm(uint64(p.d.IDBase)+uint64(p.d.UID)), imm(^uint64(0)))
 		}
 	}
+}
+
+// openLabel opens the process's attribute file of the LSM, if there is to be a label: the keeper's /proc will be out of reach.
+func (p *launchee) openLabel() {
 	if step, file, _ := p.lsm(); file != "" {
 		p.step(step)
 		p.label, p.hasLabel = p.at(nil, imm(atCWD), "/proc/thread-self/attr/"+file, unix.O_WRONLY), true
@@ -94,7 +100,7 @@ func (p *launchee) lsm() (step, file, value string) {
 
 // run is everything between the change of root and execve, that included.
 func (p *launchee) run() {
-	p.limits()
+	p.fresh()
 	p.stdio()
 	if !p.second {
 		p.session()
@@ -134,7 +140,7 @@ func (p *launchee) split() {
 	p.second = false
 }
 
-// limits sets what a process inherits from its parent to what a container is to have.
+// limits sets what takes rights in the host's user namespace.
 func (p *launchee) limits() {
 	for _, l := range p.d.Rlimits {
 		soft, hard := l.Soft, l.Hard
@@ -153,6 +159,10 @@ func (p *launchee) limits() {
 	p.step("reset scheduling")
 	p.try([]unix.Errno{unix.EPERM}, unix.SYS_SCHED_SETSCHEDULER, imm(0), imm(0), p.words(0))
 	p.try([]unix.Errno{unix.EPERM, unix.EACCES}, unix.SYS_SETPRIORITY, imm(unix.PRIO_PROCESS), imm(0), imm(0))
+}
+
+// fresh leaves nothing of what else a process inherits from its parent.
+func (p *launchee) fresh() {
 	p.step("reset signals")
 	for n := range 64 {
 		if s := unix.Signal(n + 1); s != unix.SIGKILL && s != unix.SIGSTOP {

@@ -23,7 +23,7 @@ func (p *launchee) identity() {
 	granted := d.Caps & f.Caps
 	p.step("drop capabilities")
 	for c := range f.LastCap + 1 {
-		if bit := CapSet(1) << c; f.Caps&bit != 0 && granted&bit == 0 {
+		if bit := CapSet(1) << c; (f.Caps&bit != 0 || p.userNS) && granted&bit == 0 {
 			p.do(unix.SYS_PRCTL, imm(unix.PR_CAPBSET_DROP), imm(c), imm(0), imm(0), imm(0))
 		}
 	}

@@ -117,6 +117,8 @@ type box struct {
 	root  string
 	// targets: mount points are made beforehand, as the daemon does.
 	targets bool
+	// mapped: root and /dev belong to a user namespace.
+	mapped bool
 }
 
 // newBox describes a container that runs the shell command; it has no namespaces of a pod.
@@ -147,8 +149,8 @@ func (b *box) plan(t testing.TB) *launch.Plan {
 // plan2 leaves out the working directory on request.
 func (b *box) plan2(t testing.TB, cwd bool) *launch.Plan {
 	t.Helper()
-	b.Root = b.list.Add(tree(t, b.root))
-	b.Dev = b.list.Add(dev(t, b.TTY))
+	devFS := dev(t, b.TTY)
+	b.Root, b.Dev = b.list.Add(tree(t, b.root)), b.list.Add(devFS)
 	targets := must[[]launch.Target](t)(launch.Targets(&b.Description))
 	for _, g := range targets {
 		if !b.targets || g.Path == b.Cwd && !cwd {
@@ -164,6 +166,17 @@ func (b *box) plan2(t testing.TB, cwd bool) *launch.Plan {
 			f.Close()
 		} else if err := os.MkdirAll(path, 0o755); err != nil {
 			t.Fatal(err)
+		}
+	}
+	if b.mapped {
+		chown(t, b.root)
+		if err := unix.Fchownat(int(devFS.Fd()), "", idBase, idBase, unix.AT_EMPTY_PATH); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range launch.DevNodes(b.TTY) {
+			if err := unix.Fchownat(int(devFS.Fd()), n.Path, idBase, idBase, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	return must[*launch.Plan](t)(launch.Container(&b.Description, b.facts))

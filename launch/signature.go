@@ -54,6 +54,8 @@ func signatures() []signature {
 		{unix.SYS_SCHED_SETAFFINITY, "sched_setaffinity", "dd*"},
 		{unix.SYS_SCHED_SETSCHEDULER, "sched_setscheduler", "dd*"},
 		{unix.SYS_SECCOMP, "seccomp", "xxf"},
+		{unix.SYS_SETFSGID, "setfsgid", "d"},
+		{unix.SYS_SETFSUID, "setfsuid", "d"},
 		{unix.SYS_SETGID, "setgid", "d"},
 		{unix.SYS_SETGROUPS, "setgroups", "dg"},
 		{unix.SYS_SETHOSTNAME, "sethostname", "sd"},

@@ -99,13 +99,17 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 	p.close(t)
 }
 
-// masks is a small tmpfs, attached where the root file system will cover it: /null, a null device, and /empty, an empty
-// directory. Clones of them hide paths, all from one file system.
-func (p *prog) masks() reg {
+// masks is a small tmpfs, attached where the root file system will cover it: /null, a null device (or, in a user namespace, which can't
+// make one, an empty file), and /empty, an empty directory. Clones of them hide paths, all from one file system.
+func (p *prog) masks(null int) reg {
 	p.step("prepare masks")
 	m := p.newFS("tmpfs", nosuid|noexec, option{key: "mode", value: "755"})
-	p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
-	p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
+	if null == unix.S_IFCHR {
+		p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
+		p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
+	} else {
+		p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFREG|0o444), imm(0))
+	}
 	p.do(unix.SYS_MKDIRAT, m.arg(), p.str("empty"), imm(0o755))
 	p.attachRoot(m.arg())
 	return m

@@ -203,6 +203,9 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	if err := h.masquerade(conf, res); err != nil {
 		return nil, err
 	}
+	if err := h.awaitPort(ctx, veth.Name, conf); err != nil {
+		return nil, err
+	}
 	res.Interfaces = []*current.Interface{
 		{Name: br.Name, Mac: br.MAC.String()},
 		{Name: veth.Name, Mac: veth.MAC.String()},

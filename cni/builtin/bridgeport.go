@@ -3,10 +3,12 @@
 package builtin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -163,4 +165,28 @@ func (h *Host) ensureVLANPort(conf *bridgeConf, br rtnl.Link) (rtnl.Link, error)
 		return l, err
 	}
 	return h.rt.Link(name)
+}
+
+// portPatience is how long a new bridge port may take to come up.
+const portPatience = 3 * time.Second
+
+// awaitPort waits until the bridge forwards to the pod. The kernel notices the carrier in a worker of its own, as a rule before we ask: but
+// under load a pod could send its first packets, a DNS query perhaps, into nothing.
+func (h *Host) awaitPort(ctx context.Context, name string, conf *bridgeConf) error {
+	if conf.DisableContainerInterface {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, portPatience)
+	defer cancel()
+	for wait := 50 * time.Microsecond; ; wait *= 2 {
+		l, err := h.rt.Link(name)
+		if err != nil || l.Runs {
+			return err
+		}
+		select {
+		case <-time.After(min(wait, 20*time.Millisecond)):
+		case <-ctx.Done():
+			return errs.Newf(errs.Unavailable, "bridge port %s does not come up: %w", name, context.Cause(ctx))
+		}
+	}
 }
