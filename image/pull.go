@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crishim.dev/image/registry"
+	"crishim.dev/internal/errs"
+)
+
+// RegistryUnavailable begins the text of an error that the kubelet knows by this name (k8s.io/cri-api/pkg/errors).
+const RegistryUnavailable = "RegistryUnavailable"
+
+// pullKey tells pulls apart that must not be merged: those of different credentials.
+type pullKey struct {
+	ref  string
+	auth [sha256.Size]byte
+}
+
+func keyOf(ref registry.Reference, auth *Auth) (pullKey, error) {
+	k := pullKey{ref: ref.String()}
+	if auth == nil {
+		return k, nil
+	}
+	b, err := json.Marshal([]string{auth.Username, auth.Password, auth.Auth, auth.ServerAddress, auth.IdentityToken, auth.RegistryToken})
+	k.auth = sha256.Sum256(b)
+	return k, err
+}
+
+// Pull makes the image ref names present and gives it. A call for the same reference with the same credentials joins the one under
+// way. A pull whose callers have all cancelled leaves nothing but complete layers, which Collect removes.
+//
+// Unknown images are NotFound, refused credentials Denied, a registry that can't be asked Unavailable with a text that begins with
+// RegistryUnavailable. No error has credentials in it.
+func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
+	r, err := registry.Parse(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	key, err := keyOf(r, auth)
+	if err != nil {
+		return Image{}, err
+	}
+	image, err := s.pulls.Do(ctx, key, func(ctx context.Context) (Image, error) { return s.pull(ctx, r, auth) })
+	if err == nil {
+		return image, nil
+	}
+	err = fmt.Errorf("pull image %s: %w", r, err)
+	if errors.Is(err, errs.Unavailable) {
+		err = fmt.Errorf("%s: %w", RegistryUnavailable, err)
+	}
+	return Image{}, err
+}
+
+func (s *Store) pull(ctx context.Context, ref registry.Reference, auth *Auth) (Image, error) {
+	start := time.Now()
+	repo, err := s.client.Repository(ref, auth)
+	if err != nil {
+		return Image{}, err
+	}
+	defer repo.Close()
+	if image, ok := s.unchanged(ctx, repo, ref); ok {
+		return image, nil
+	}
+	top, b, err := repo.Manifest(ctx, ref.Version())
+	if err != nil {
+		return Image{}, err
+	}
+	rec := &record{}
+	if ref.Tag != "" {
+		rec.Tags = []string{ref.String()}
+	}
+	rec.addDigest(ref.Name()+"@"+top.Digest, ref.Digest != "")
+	image, err := s.ingest(ctx, remote{repo}, s.o.Platform, top, b, rec)
+	if err != nil {
+		return Image{}, err
+	}
+	s.log.InfoContext(ctx, "Pulled image.", "image", ref.String(), "id", image.ID, "layers", len(image.Layers), "bytes", image.Size, "took", time.Since(start).Round(time.Millisecond))
+	return image, nil
+}
+
+// unchanged spares the rest of the pull when a tag still stands for the image we have. Asking costs no registry's pull limit.
+func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference) (Image, bool) {
+	have, err := s.find(ref.String())
+	if err != nil {
+		return Image{}, false
+	}
+	digest := ref.Digest
+	if digest == "" {
+		if digest, err = repo.Digest(ctx); err != nil || digest == "" {
+			return Image{}, false
+		}
+	} else if _, err := repo.Digest(ctx); err != nil {
+		return Image{}, false // the registry must say yes to these credentials
+	}
+	if have.rec.Manifest != digest && have.rec.Index != digest {
+		return Image{}, false
+	}
+	if ref.Digest != "" {
+		// From now on this name is one that was asked for.
+		image, err := s.change(have.image.ID, func(rec *record) { rec.addDigest(ref.String(), true) })
+		return image, err == nil
+	}
+	return have.image, true
+}
+
+// remote gets an image's parts from a registry.
+type remote struct{ repo *registry.Repository }
+
+func (r remote) manifest(ctx context.Context, d registry.Descriptor) ([]byte, error) {
+	_, b, err := r.repo.Manifest(ctx, d.Digest)
+	return b, err
+}
+
+func (r remote) blob(ctx context.Context, d registry.Descriptor) (blobReader, error) {
+	return newChecked(r.repo.Blob(ctx, d), d), nil
+}
+
+// ingest makes an image present from wherever f gets it: the manifest for the platform, its configuration, its layers, its record.
+// rec has the names it is to go by.
+func (s *Store) ingest(ctx context.Context, f fetcher, want v1.Platform, top registry.Descriptor, b []byte, rec *record) (Image, error) {
+	docs := map[string][]byte{}
+	d, at, err := choose(ctx, f, want, top, b, docs)
+	if err != nil {
+		return Image{}, err
+	}
+	rec.Manifest = at.Digest
+	if top.Digest != at.Digest {
+		rec.Index = top.Digest
+	}
+	raw, err := readAll(ctx, f, descriptor(*d.Config), maxConfig)
+	if err != nil {
+		return Image{}, fmt.Errorf("image configuration: %w", err)
+	}
+	rec.ID = string(d.Config.Digest)
+	docs[rec.ID] = raw
+	config, err := parseConfig(raw)
+	if err == nil {
+		err = runsHere(config, want)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	if len(config.RootFS.DiffIDs) != len(d.Layers) {
+		return Image{}, errs.Newf(errs.Invalid, "the manifest has %d layers, the configuration %d", len(d.Layers), len(config.RootFS.DiffIDs))
+	}
+	for i, l := range d.Layers {
+		rec.Blobs = append(rec.Blobs, descriptor(l))
+		rec.DiffIDs = append(rec.DiffIDs, string(config.RootFS.DiffIDs[i]))
+	}
+	rec.Pulled = time.Now().Unix()
+	return s.assemble(ctx, f, rec, config, docs)
+}
+
+// assemble makes the layers and then the record. Until the record is written the layers are held.
+func (s *Store) assemble(ctx context.Context, f fetcher, rec *record, config *v1.Image, docs map[string][]byte) (image Image, err error) {
+	stack := newStack(s, f, rec)
+	defer stack.release()
+	if err := stack.make(ctx); err != nil {
+		if errors.Is(err, errs.Exhausted) {
+			stack.release()
+			s.note(ctx, "Cannot remove the layers of a failed pull.", s.Collect(context.WithoutCancel(ctx)))
+		}
+		return Image{}, err
+	}
+	rec.Layers = stack.keys
+	s.collect.RLock() // Collect must see either the hold or the record
+	defer s.collect.RUnlock()
+	return s.put(rec, config, docs)
+}
+
+// layerName says which layer an error is about.
+func layerName(i, n int, digest string) string {
+	short := strings.TrimPrefix(digest, "sha256:")
+	if len(short) > 12 {
+		short = short[:12]
+	}
+	return fmt.Sprintf("layer %d of %d (sha256:%s)", i+1, n, short)
+}

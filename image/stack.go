@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/errs"
+	"crishim.dev/snapshot"
+)
+
+// stack is the layers of one image being made, several at a time. Images that have a layer in common, in different pulls at the same
+// moment, make it once.
+type stack struct {
+	store  *Store
+	source fetcher
+	rec    *record
+	// ready[i] closes when keys[i] is set and complete.
+	ready   []chan struct{}
+	keys    []snapshot.Key
+	chains  []snapshot.Key
+	release func()
+	// given closes when the pull gives up; a layer that others wait for too may still be in the making then.
+	given chan struct{}
+}
+
+func newStack(s *Store, f fetcher, rec *record) *stack {
+	k := &stack{store: s, source: f, rec: rec, keys: make([]snapshot.Key, len(rec.DiffIDs)), given: make(chan struct{})}
+	var hold []snapshot.Key
+	for i, id := range rec.DiffIDs {
+		k.ready = append(k.ready, make(chan struct{}))
+		k.chains = append(k.chains, snapshot.ChainKey(rec.DiffIDs[:i+1]))
+		hold = append(hold, snapshot.DiffKey(id), k.chains[i])
+	}
+	k.release = s.snap.Hold(hold...)
+	return k
+}
+
+// make makes all layers. The first that fails ends the others.
+func (k *stack) make(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for i := range k.keys { // the lowest first: others may wait for it
+		wg.Go(func() {
+			if err := k.layer(ctx, i); err != nil {
+				cancel(fmt.Errorf("%s: %w", layerName(i, len(k.keys), k.rec.Blobs[i].Digest), err))
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		close(k.given)
+		return full(context.Cause(ctx))
+	}
+	return nil
+}
+
+// full marks what happened because the disk is full.
+func full(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return errs.As(errs.Exhausted, err)
+	}
+	return err
+}
+
+// slot takes one of the places for layers at work.
+func (s *Store) slot(ctx context.Context) error {
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Store) free() { <-s.slots }
+
+// layer makes layer i, or finds it, or waits for who makes it.
+func (k *stack) layer(ctx context.Context, i int) error {
+	s, diffID := k.store, k.rec.DiffIDs[i]
+	done := func(key snapshot.Key) error {
+		k.keys[i] = key
+		close(k.ready[i])
+		return nil
+	}
+	name, others := diffID, 0
+	for {
+		for _, key := range []snapshot.Key{k.chains[i], snapshot.DiffKey(diffID)} {
+			if s.snap.Has(key) {
+				return done(key)
+			}
+		}
+		own := false
+		key, err := s.layers.Do(ctx, name, func(ctx context.Context) (snapshot.Key, error) {
+			own = true
+			return k.build(ctx, i)
+		})
+		switch {
+		case err == nil && (key == snapshot.DiffKey(diffID) || key == k.chains[i]):
+			return done(key)
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil: // right on another pull's layers only
+			name = string(k.chains[i])
+		case own:
+			return err
+		default: // another pull's failure, perhaps of its credentials: try with ours
+			if others++; others > 3 {
+				return err
+			}
+		}
+	}
+}
+
+// build makes layer i, in one of the places for layers at work. It may outlive the pull that asked for it, for others that did too.
+func (k *stack) build(ctx context.Context, i int) (snapshot.Key, error) {
+	s := k.store
+	if err := s.slot(ctx); err != nil {
+		return "", err
+	}
+	seated := true
+	defer func() {
+		if seated {
+			s.free()
+		}
+	}()
+	below := func(ctx context.Context) (*os.File, error) {
+		if i == 0 {
+			return nil, nil //nolint:nilnil // there is nothing below
+		}
+		// The place is given up meanwhile, so that layers never wait for each other in a ring.
+		s.free()
+		seated = false
+		if err := k.wait(ctx, i); err != nil {
+			return nil, err
+		}
+		if err := s.slot(ctx); err != nil {
+			return nil, err
+		}
+		seated = true
+		return s.snap.View(ctx, k.keys[:i])
+	}
+	return s.make(ctx, job{blob: k.rec.Blobs[i], diffID: k.rec.DiffIDs[i], chain: k.chains[i], source: k.source, below: below})
+}
+
+// wait waits for the layers under layer i.
+func (k *stack) wait(ctx context.Context, i int) error {
+	for j := range i {
+		select {
+		case <-k.ready[j]:
+		case <-k.given:
+			return errs.Newf(errs.Unavailable, "wait for the layers below: their pull was given up")
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the layers below: %w", context.Cause(ctx))
+		}
+	}
+	return nil
+}
