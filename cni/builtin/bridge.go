@@ -203,7 +203,7 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	if err := h.masquerade(conf, res); err != nil {
 		return nil, err
 	}
-	if err := h.awaitPort(ctx, veth.Name, conf); err != nil {
+	if err := h.awaitCarrier(ctx, veth.Name, pod, c.IfName, conf); err != nil {
 		return nil, err
 	}
 	res.Interfaces = []*current.Interface{

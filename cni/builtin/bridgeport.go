@@ -170,23 +170,30 @@ func (h *Host) ensureVLANPort(conf *bridgeConf, br rtnl.Link) (rtnl.Link, error)
 // portPatience is how long a new bridge port may take to come up.
 const portPatience = 3 * time.Second
 
-// awaitPort waits until the bridge forwards to the pod. The kernel notices the carrier in a worker of its own, as a rule before we ask: but
-// under load a pod could send its first packets, a DNS query perhaps, into nothing.
-func (h *Host) awaitPort(ctx context.Context, name string, conf *bridgeConf) error {
+// awaitCarrier waits until both ends know that they are connected. The kernel notices in a worker of its own, as a rule before we ask; but
+// under load a pod could send its first packets into nothing: until then the bridge does not forward to it, and its IPv6 is not set up.
+func (h *Host) awaitCarrier(ctx context.Context, port string, pod *rtnl.Conn, ifname string, conf *bridgeConf) error {
 	if conf.DisableContainerInterface {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, portPatience)
 	defer cancel()
+	if err := awaitRunning(ctx, pod, ifname); err != nil {
+		return err
+	}
+	return awaitRunning(ctx, h.rt, port)
+}
+
+func awaitRunning(ctx context.Context, on *rtnl.Conn, name string) error {
 	for wait := 50 * time.Microsecond; ; wait *= 2 {
-		l, err := h.rt.Link(name)
+		l, err := on.Link(name)
 		if err != nil || l.Runs {
 			return err
 		}
 		select {
 		case <-time.After(min(wait, 20*time.Millisecond)):
 		case <-ctx.Done():
-			return errs.Newf(errs.Unavailable, "bridge port %s does not come up: %w", name, context.Cause(ctx))
+			return errs.Newf(errs.Unavailable, "interface %s does not come up: %w", name, context.Cause(ctx))
 		}
 	}
 }
