@@ -29,7 +29,8 @@ type node struct {
 func options(dir string) image.Options {
 	return image.Options{
 		Dir:      filepath.Join(dir, "images"),
-		Registry: registry.Options{CertsDir: filepath.Join(dir, "certs.d"), Backoff: time.Millisecond},
+		CertsDir: filepath.Join(dir, "certs.d"),
+		Registry: registry.Options{Backoff: time.Millisecond},
 	}
 }
 

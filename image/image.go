@@ -11,7 +11,7 @@
 //
 // The protocol of registries is image/registry's, archives are snapshot/untar's.
 //
-// Lock order: Store.collect, then Store.mu. No I/O happens under mu.
+// Lock order: Store.collect, then catalog.write, then catalog.mu. No I/O happens under mu.
 package image
 
 import (

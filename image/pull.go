@@ -90,7 +90,7 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth *Auth) (I
 
 // unchanged spares the rest of the pull when a tag still stands for the image we have. Asking costs no registry's pull limit.
 func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference) (Image, bool) {
-	have, err := s.find(ref.String())
+	have, err := s.cat.find(ref.String())
 	if err != nil {
 		return Image{}, false
 	}
@@ -107,7 +107,7 @@ func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref re
 	}
 	if ref.Digest != "" {
 		// From now on this name is one that was asked for.
-		image, err := s.change(have.image.ID, func(rec *record) { rec.addDigest(ref.String(), true) })
+		image, err := s.cat.change(have.image.ID, func(rec *record) { rec.addDigest(ref.String(), true) })
 		return image, err == nil
 	}
 	return have.image, true
@@ -175,7 +175,7 @@ func (s *Store) assemble(ctx context.Context, f fetcher, rec *record, config *v1
 	rec.Layers = stack.keys
 	s.collect.RLock() // Collect must see either the hold or the record
 	defer s.collect.RUnlock()
-	return s.put(rec, config, docs)
+	return s.cat.put(rec, config, docs)
 }
 
 // layerName says which layer an error is about.

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	bolt "go.etcd.io/bbolt"
-
 	"crishim.dev/image/registry"
 	"crishim.dev/internal/errs"
 	"crishim.dev/snapshot"
@@ -20,7 +18,7 @@ import (
 // asked for; by id (or the beginning of one) all names and the image go. An unknown image is no error. Layers that nothing needs any
 // more follow; those of running containers stay until they are gone.
 func (s *Store) Remove(ctx context.Context, ref string) error {
-	e, err := s.find(ref)
+	e, err := s.cat.find(ref)
 	if errors.Is(err, errs.NotFound) {
 		return nil
 	}
@@ -29,7 +27,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	}
 	if r, err := registry.Parse(ref); err == nil && slices.Contains(append(e.image.RepoTags, e.image.RepoDigests...), r.String()) {
 		gone := false
-		_, err := s.change(e.image.ID, func(rec *record) {
+		_, err := s.cat.change(e.image.ID, func(rec *record) {
 			rec.Tags = slices.DeleteFunc(rec.Tags, func(t string) bool { return t == r.String() })
 			rec.Digests = slices.DeleteFunc(rec.Digests, func(d digest) bool { return d.Ref == r.String() })
 			gone = !rec.named()
@@ -38,50 +36,11 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 			return err
 		}
 	}
-	if err := s.drop(e.image.ID); err != nil {
+	if err := s.cat.drop(e.image.ID); err != nil {
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
 	s.log.InfoContext(ctx, "Removed image.", "image", ref, "id", e.image.ID)
 	return s.collectOld(ctx, e.image.Layers)
-}
-
-// drop deletes a record and the documents that no other image has.
-func (s *Store) drop(id string) error {
-	s.write.Lock()
-	defer s.write.Unlock()
-	err := s.update(func(tx *bolt.Tx) error {
-		if err := tx.Bucket(bucketImages).Delete([]byte(id)); err != nil {
-			return err
-		}
-		return s.dropBlobs(tx, id)
-	})
-	if err != nil {
-		return fmt.Errorf("write image record: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.images, id)
-	return nil
-}
-
-func (s *Store) dropBlobs(tx *bolt.Tx, id string) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	e := s.images[id]
-	if e == nil {
-		return nil
-	}
-	var all []error
-	for _, digest := range []string{id, e.rec.Manifest, e.rec.Index} {
-		used := false
-		for other, o := range s.images {
-			used = used || other != id && (o.rec.Manifest == digest || o.rec.Index == digest)
-		}
-		if !used && digest != "" {
-			all = append(all, tx.Bucket(bucketBlobs).Delete([]byte(digest)))
-		}
-	}
-	return errors.Join(all...)
 }
 
 // Collect removes the layers that no image, no snapshot and no pull needs. It is safe beside pulls: a pull holds its layers until its
@@ -102,13 +61,11 @@ func (s *Store) collectLayers(ctx context.Context, which func(snapshot.Layer) bo
 	s.collect.Lock()
 	defer s.collect.Unlock()
 	used := map[snapshot.Key]bool{}
-	s.mu.RLock()
-	for _, e := range s.images {
-		for _, k := range e.rec.Layers {
+	for _, i := range s.cat.list() {
+		for _, k := range i.Layers {
 			used[k] = true
 		}
 	}
-	s.mu.RUnlock()
 	var all []error
 	for _, l := range s.snap.Layers() {
 		if used[l.Key] || !which(l) {

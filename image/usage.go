@@ -37,7 +37,7 @@ func (s *Store) Usage(ctx context.Context) (images, containers FSUsage, err erro
 		images.Bytes += l.Bytes
 		images.Inodes += l.Inodes
 	}
-	if st, err := os.Stat(s.dbPath()); err == nil {
+	if st, err := os.Stat(s.cat.dbPath()); err == nil {
 		images.Bytes += uint64(st.Size())
 		images.Inodes++
 	}
