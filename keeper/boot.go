@@ -92,6 +92,10 @@ func detach(dir string) error {
 func boot(dir string) error {
 	runtime.LockOSThread() // unshare is per thread, and execve keeps the thread that calls it
 	unix.CloseOnExec(3)    // detach's pipe
+	null, err := high(unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0))
+	if err != nil {
+		return at("open /dev/null", err)
+	}
 	files, err := prepare(dir)
 	if err == unix.EWOULDBLOCK { //nolint:errorlint // as prepare returns it
 		return nil
@@ -102,6 +106,11 @@ func boot(dir string) error {
 	env := environ(raiseFiles())
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return at("unshare mount namespace", err)
+	}
+	for fd := range 2 { // what children start with
+		if err := unix.Dup3(null, fd, 0); err != nil {
+			return at("open /dev/null", err)
+		}
 	}
 	for i, fd := range append(files, files[0], files[0]) { // all above fdHandover, so none is overwritten before its turn
 		if err := unix.Dup3(fd, fdDir+i, 0); err != nil {

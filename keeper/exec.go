@@ -116,12 +116,14 @@ func fork(c *child) (int, syscall.Errno) {
 }
 
 // enter makes the child its own: no descriptor, signal disposition or limit of the keeper is left. Descriptors go first, since
-// while the child has them too the end of this keeper could go unnoticed. Then it waits at the gate until it has been told of.
+// while the child has them too the end of this keeper could go unnoticed; 0 to 2 stay occupied, by /dev/null, so that what the program opens
+// doesn't get their numbers. Then it waits at the gate until it has been told of.
 //
 //go:nosplit
 //go:norace
 func (c *child) enter() {
-	next := uintptr(0)
+	syscall.RawSyscall(unix.SYS_DUP3, 0, 2, 0)
+	next := uintptr(3)
 	for i := uintptr(0); i < c.numKeep; i++ {
 		fd := uintptr(*(*int32)(unsafe.Add(unsafe.Pointer(&c.keep), 4*i)))
 		if fd > next {

@@ -8,17 +8,9 @@ import (
 )
 
 // maxLine is the longest text on one line of a log, as kubelet and the other runtimes have it; longer ones are cut into parts
-// tagged P, of which the last is tagged F.
+// tagged P, of which the last is tagged F. Text that no newline ends, because the stream has ended, is a part too: kubelet puts a newline
+// after an F, and a termination message taken from a log must not have one (Kubernetes' conformance tests look).
 const maxLine = 16 << 10
-
-// rest says what becomes of text after the last newline.
-type rest uint32
-
-const (
-	restWait rest = iota // it waits for more
-	restFull             // the stream has ended: it is a line (F)
-	restPart             // the process has ended but its output is still open: it is a part (P), and may go on
-)
 
 // whole gives the length of in's prefix that can be written now: whole lines, and parts of a line that is too long. A part is cut
 // only when at least one byte follows it, so that a line of exactly maxLine bytes is one line.
@@ -52,8 +44,8 @@ func prefix(b *[prefixSize]byte, nanos int64, stream int) {
 }
 
 // format appends log lines for in to out and gives flush what has filled it. What it writes depends on nothing but its arguments: a redo
-// after a crash gives the same bytes. in is a prefix that whole has chosen, or everything, with r saying how it ends.
-func format(out []byte, in []byte, nanos int64, stream int, r rest, flush func([]byte) error) error {
+// after a crash gives the same bytes.
+func format(out []byte, in []byte, nanos int64, stream int, flush func([]byte) error) error {
 	var p [prefixSize]byte
 	prefix(&p, nanos, stream)
 	for len(in) > 0 {
@@ -61,10 +53,7 @@ func format(out []byte, in []byte, nanos int64, stream int, r rest, flush func([
 		skip := 1
 		tag := byte('F')
 		if n < 0 {
-			n, skip = len(in), 0
-			if r != restFull {
-				tag = 'P'
-			}
+			n, skip, tag = len(in), 0, 'P'
 		}
 		if n > maxLine {
 			n, skip, tag = maxLine, 0, 'P'

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-func formatted(t *testing.T, in string, stream int, r rest, capacity int) string {
+func formatted(t *testing.T, in string, stream int, capacity int) string {
 	t.Helper()
 	var got bytes.Buffer
 	at := time.Date(2026, 3, 4, 5, 6, 7, 80_000_009, time.UTC)
-	err := format(make([]byte, 0, capacity), []byte(in), at.UnixNano(), stream, r, func(b []byte) error {
+	err := format(make([]byte, 0, capacity), []byte(in), at.UnixNano(), stream, func(b []byte) error {
 		got.Write(b)
 		return nil
 	})
@@ -29,21 +29,19 @@ func TestFormat(t *testing.T) {
 	for name, c := range map[string]struct {
 		in     string
 		stream int
-		rest   rest
 		want   string
 	}{
-		"one":              {"hello\n", 0, restWait, o + "F hello\n"},
-		"several":          {"a\n\nb\n", 1, restWait, e + "F a\n" + e + "F \n" + e + "F b\n"},
-		"no newline, end":  {"a\nb", 0, restFull, o + "F a\n" + o + "F b\n"},
-		"no newline, more": {"a\nb", 0, restPart, o + "F a\n" + o + "P b\n"},
-		"exactly full":     {x + "\n", 0, restWait, o + "F " + x + "\n"},
-		"one more":         {x + "y\n", 0, restWait, o + "P " + x + "\n" + o + "F y\n"},
-		"two parts":        {x + x + "\n", 0, restWait, o + "P " + x + "\n" + o + "F " + x + "\n"},
-		"parts only":       {x + x, 0, restWait, o + "P " + x + "\n" + o + "P " + x + "\n"},
-		"long at the end":  {x + "y", 0, restFull, o + "P " + x + "\n" + o + "F y\n"},
+		"one":             {"hello\n", 0, o + "F hello\n"},
+		"several":         {"a\n\nb\n", 1, e + "F a\n" + e + "F \n" + e + "F b\n"},
+		"no newline":      {"a\nb", 0, o + "F a\n" + o + "P b\n"},
+		"exactly full":    {x + "\n", 0, o + "F " + x + "\n"},
+		"one more":        {x + "y\n", 0, o + "P " + x + "\n" + o + "F y\n"},
+		"two parts":       {x + x + "\n", 0, o + "P " + x + "\n" + o + "F " + x + "\n"},
+		"parts only":      {x + x, 0, o + "P " + x + "\n" + o + "P " + x + "\n"},
+		"long at the end": {x + "y", 0, o + "P " + x + "\n" + o + "P y\n"},
 	} {
 		for _, capacity := range []int{maxLine + 64, 1 << 20} {
-			if got := formatted(t, c.in, c.stream, c.rest, capacity); got != c.want {
+			if got := formatted(t, c.in, c.stream, capacity); got != c.want {
 				t.Errorf("%s: %d bytes %.80q, want %d bytes %.80q", name, len(got), got, len(c.want), c.want)
 			}
 		}
@@ -64,18 +62,18 @@ func TestWhole(t *testing.T) {
 // However the input is cut into batches, the lines come out the same.
 func TestFormatBatches(t *testing.T) {
 	in := []byte("a\n" + strings.Repeat("b", 3*maxLine) + "\n\nccc\n" + strings.Repeat("d", maxLine) + "\ne")
-	want := formatted(t, string(in), 0, restFull, 1<<20)
-	for _, step := range []int{1, 7, 1000, maxLine, maxLine + 1, 50000} {
+	want := formatted(t, string(in), 0, 1<<20)
+	for _, step := range []int{11, 1000, maxLine, maxLine + 1, 50000} {
 		var got strings.Builder
 		var have []byte
 		for left := in; len(left) > 0 || len(have) > 0; {
 			n := min(step, len(left))
 			have, left = append(have, left[:n]...), left[n:]
-			r, use := restWait, whole(have)
+			use := whole(have)
 			if len(left) == 0 {
-				r, use = restFull, len(have)
+				use = len(have)
 			}
-			got.WriteString(formatted(t, string(have[:use]), 0, r, 1<<20))
+			got.WriteString(formatted(t, string(have[:use]), 0, maxLine+64))
 			have = have[use:]
 		}
 		if got.String() != want {

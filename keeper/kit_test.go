@@ -3,7 +3,6 @@
 package keeper_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -258,8 +257,8 @@ type arg struct {
 }
 
 func imm[T ~int | ~uint32 | ~uint64 | ~int32 | ~uintptr](v T) arg { return arg{proto.Imm, uint64(v)} }
-func fd(i int) arg                                     { return arg{proto.FD, uint64(i)} }
-func reg(i int) arg                                    { return arg{proto.Reg, uint64(i)} }
+func fd(i int) arg                                                { return arg{proto.FD, uint64(i)} }
+func reg(i int) arg                                               { return arg{proto.Reg, uint64(i)} }
 
 func (b *builder) op(label string, nr uint32, args ...arg) *proto.Op {
 	o := proto.Op{NR: nr, Result: proto.NoResult}
@@ -364,20 +363,17 @@ func (p *pair) closeStdin(id string) {
 // texts gives the lines of a log without times, and checks those.
 func texts(t testing.TB, log string) []string {
 	t.Helper()
-	f, err := os.Open(log)
+	b, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
 	var out []string
-	sc := bufio.NewScanner(f)
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		stamp, text, _ := strings.Cut(sc.Text(), " ")
-		if _, err := time.Parse("2006-01-02T15:04:05.000000000Z", stamp); err != nil {
-			t.Fatalf("line %d: %v", len(out), err)
+	for l := range strings.Lines(string(b)) {
+		stamp, text, _ := strings.Cut(l, " ")
+		if _, err := time.Parse("2006-01-02T15:04:05.000000000Z", stamp); err != nil || !strings.HasSuffix(l, "\n") {
+			t.Fatalf("line %d: %q: %v", len(out), l, err)
 		}
-		out = append(out, text)
+		out = append(out, strings.TrimSuffix(text, "\n"))
 	}
 	return out
 }

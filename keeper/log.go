@@ -28,10 +28,11 @@ const maxBackoff = 2 * time.Second
 // is reopened, or the process is forgotten; the container meanwhile blocks when its pipe is full.
 func (p *proc) write(text []byte, b *buffers) outcome {
 	pos := p.slot.at()
-	i, how := intentOf(pos.mode)
+	i := int(pos.mode-1) & 1
+	told := false
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, maxBackoff) {
 		off := int64(pos.log)
-		err := format(b.out[:0], text, pos.time, i, how, func(lines []byte) error {
+		err := format(b.out[:0], text, pos.time, i, func(lines []byte) error {
 			err := writeAt(p.logFile(pos.gen), lines, off)
 			off += int64(len(lines))
 			return err
@@ -41,7 +42,8 @@ func (p *proc) write(text []byte, b *buffers) outcome {
 			p.slot.set(pos)
 			return wrote
 		}
-		if wait == maxBackoff {
+		if wait == maxBackoff && !told {
+			told = true
 			p.y.log.failed("write log of "+p.id, err)
 		}
 		if !p.pause(wait) {
@@ -143,7 +145,7 @@ func logSize(fd int) (uint64, error) {
 func (p *proc) pause(d time.Duration) bool {
 	wake := make(chan struct{})
 	p.mu.Lock()
-	if p.todo&doForget != 0 {
+	if p.leaving {
 		p.mu.Unlock()
 		return false
 	}
@@ -160,12 +162,12 @@ func (p *proc) pause(d time.Duration) bool {
 	}
 	p.mu.Lock()
 	p.wake = nil
-	forget := p.todo&doForget != 0
+	leaving := p.leaving
 	p.mu.Unlock()
 	if p.slot.exited.Load() != 0 && time.Since(time.Unix(0, p.slot.exitTime)) > exitDrain {
 		p.announce()
 	}
-	return !forget
+	return !leaving
 }
 
 // buffers is the memory a worker needs, outside the heap.

@@ -67,6 +67,7 @@ type proc struct {
 	mu      sync.Mutex
 	todo    todo
 	busy    bool          // the worker runs
+	leaving bool          // doForget has been asked for: nothing is tried again
 	wake    chan struct{} // closed to wake a worker that waits before it tries again
 	reopens []reopen
 	taps    []*tap
@@ -77,6 +78,7 @@ func (p *proc) kick(t todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.todo |= t
+	p.leaving = p.leaving || t&doForget != 0
 	if p.wake != nil {
 		close(p.wake)
 		p.wake = nil
@@ -156,16 +158,16 @@ func (p *proc) pump(s *stream, b *buffers) bool {
 		p.close(s, b)
 		return false
 	}
-	p.drain(s, b, restWait)
+	p.drain(s, b, false)
 	p.trim(s, false)
 	return true
 }
 
-// close ends a stream at its end: what is left is its last line.
+// close ends a stream at its end: what is left is its last text.
 func (p *proc) close(s *stream, b *buffers) {
 	s.eof = true
 	p.y.poll.del(s.fd)
-	p.drain(s, b, restFull)
+	p.drain(s, b, true)
 	p.trim(s, true)
 	p.mu.Lock()
 	for _, t := range p.taps {
@@ -228,8 +230,8 @@ func (s *stream) openSpool(flags int) error {
 	return nil
 }
 
-// drain writes what the spool has to the log, as far as it makes lines.
-func (p *proc) drain(s *stream, b *buffers, r rest) {
+// drain writes what the spool has to the log, as far as it makes lines, or all of it.
+func (p *proc) drain(s *stream, b *buffers, all bool) {
 	if s.spool < 0 {
 		return
 	}
@@ -242,11 +244,10 @@ func (p *proc) drain(s *stream, b *buffers, r rest) {
 		}
 		p.showNew(s, b.in[:n], int64(pos.spool[s.index]))
 		use := whole(b.in[:n])
-		how := restWait
-		if use == 0 && r != restWait && int64(n) == have {
-			use, how = n, r
+		if all && use == 0 {
+			use = n
 		}
-		if use == 0 || !p.commit(s, b, use, how) {
+		if use == 0 || !p.commit(s, b, use) {
 			return
 		}
 	}
@@ -270,10 +271,10 @@ func (p *proc) load(s *stream, b *buffers, off int64, n int) bool {
 
 // commit writes the first use bytes of the buffer to the log: first the intent with its time, then the lines, then the new position.
 // It returns false when the process was forgotten meanwhile.
-func (p *proc) commit(s *stream, b *buffers, use int, how rest) bool {
+func (p *proc) commit(s *stream, b *buffers, use int) bool {
 	for {
 		pos := p.slot.at()
-		pos.end, pos.time, pos.mode = pos.spool[s.index]+uint64(use), time.Now().UnixNano(), intent(s.index, how)
+		pos.end, pos.time, pos.mode = pos.spool[s.index]+uint64(use), time.Now().UnixNano(), uint32(1+s.index)
 		p.slot.set(pos)
 		switch p.write(b.in[:use], b) {
 		case wrote:
@@ -289,14 +290,14 @@ func (p *proc) commit(s *stream, b *buffers, use int, how rest) bool {
 // the spools.
 func (p *proc) redo(b *buffers) {
 	if pos := p.slot.at(); pos.mode != 0 {
-		i, _ := intentOf(pos.mode)
+		i := int(pos.mode-1) & 1
 		s, off := &p.streams[i], int64(pos.spool[i])
 		if n := int(int64(pos.end) - off); s.spool >= 0 && n > 0 && n <= chunkSize && p.load(s, b, off, n) {
 			p.write(b.in[:n], b)
 		}
 	}
 	for i := range p.streams {
-		p.drain(&p.streams[i], b, restWait)
+		p.drain(&p.streams[i], b, false)
 	}
 }
 
@@ -344,10 +345,10 @@ func (p *proc) finish(b *buffers) {
 			// When all that was there is in the spool, one more look finds the end of the stream where it has ended.
 			more = err == nil && left > 0
 			left -= n
-			p.drain(s, b, restWait)
+			p.drain(s, b, false)
 		}
 		if !s.eof {
-			p.drain(s, b, restPart)
+			p.drain(s, b, true)
 			p.y.poll.arm(s.fd, unix.EPOLLIN|oneShot)
 		}
 	}
@@ -379,7 +380,7 @@ func (p *proc) end(b *buffers) {
 		if !s.eof {
 			p.y.poll.del(s.fd)
 			p.fill(s, b) //nolint:errcheck // whatever is left
-			p.drain(s, b, restFull)
+			p.drain(s, b, true)
 		}
 		for _, fd := range []int{s.spool, s.conduit} {
 			if fd >= 0 {

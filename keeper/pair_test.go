@@ -31,7 +31,7 @@ func TestContainer(t *testing.T) {
 	}
 	got := texts(t, log)
 	slices.Sort(got)
-	if want := []string{"stderr F oops", "stdout F one", "stdout F rest", "stdout F two"}; !slices.Equal(got, want) {
+	if want := []string{"stderr F oops", "stdout F one", "stdout F two", "stdout P rest"}; !slices.Equal(got, want) {
 		t.Errorf("log %q, want %q", got, want)
 	}
 	record, err := os.ReadFile(filepath.Join(p.dir, "web", "exit"))

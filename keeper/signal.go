@@ -45,7 +45,7 @@ func terminable(yes bool) {
 
 // settle makes a new image safe to hold descriptors: nobody may read its memory, and little may kill it.
 func settle() {
-	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) //nolint:errcheck // can't fail with these arguments
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)                     //nolint:errcheck // can't fail with these arguments
 	for _, task := range entries(unix.AT_FDCWD, "/proc/self/task") { // the runtime's threads too: children inherit one's name
 		writeProc("/proc/self/task/"+task+"/comm", "shim-keeper")
 	}

@@ -38,12 +38,8 @@ type position struct {
 	end   uint64    // with mode: the spool offset up to which a write is under way
 	time  int64     // with mode: the time on its lines
 	gen   uint32    // which log file
-	mode  uint32    // 0, or what is being written: see intent
+	mode  uint32    // 0, or whose output is being written: 1 + the stream
 }
-
-// intent packs what a write under way is about.
-func intent(stream int, r rest) uint32          { return 1 | uint32(stream)<<1 | uint32(r)<<2 }
-func intentOf(mode uint32) (stream int, r rest) { return int(mode >> 1 & 1), rest(mode >> 2) }
 
 // at is the position in force.
 func (s *slot) at() position { return s.half[s.seq.Load()&1] }

@@ -48,7 +48,7 @@ func main() {
 		os.Exit(num(1))
 	case "grandchild": // leaves a process that holds stdout until the file goes
 		cmd := exec.Command("/proc/self/exe", "hold")
-		cmd.Stdout, cmd.Stdin = os.Stdout, os.Stdin
+		cmd.Stdout, cmd.Stdin, cmd.Stderr = os.Stdout, os.Stdin, os.Stdin
 		if err := cmd.Start(); err != nil {
 			panic(err)
 		}
