@@ -177,7 +177,7 @@ func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.
 			TTY:         cfg.GetTty(), Stdin: cfg.GetStdin() && !cfg.GetTty(), Stdout: !cfg.GetTty(), Stderr: !cfg.GetTty(),
 		},
 		Cgroup: launch.Cgroup{Dir: launch.NoFD},
-		NetNS:  launch.NoFD, IPCNS: launch.NoFD, UTSNS: launch.NoFD, PIDNS: launch.NoFD, UserNS: launch.NoFD,
+		NetNS:  launch.NoFD, IPCNS: launch.NoFD, UTSNS: launch.NoFD, PIDNS: launch.NoFD, PIDMount: launch.NoFD, UserNS: launch.NoFD,
 		Root: launch.NoFD, Dev: launch.NoFD, Shm: launch.NoFD,
 		ReadOnlyRoot: sc.GetReadonlyRootfs(), SysReadWrite: sc.GetPrivileged(), CgroupReadWrite: sc.GetPrivileged(),
 	}
@@ -236,6 +236,11 @@ func (l *launching) joinNamespaces(d *launch.Description) error {
 			return errs.Newf(errs.Invalid, "namespace_options.pid: POD, but the pod was made without a shared pid namespace")
 		}
 		want["pid"] = &d.PIDNS
+		mnt, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", l.box.InitPID))
+		if err != nil {
+			return fmt.Errorf("join the pod's pid namespace: %w", err)
+		}
+		d.PIDMount = l.files.Add(mnt)
 	}
 	for kind, fd := range want {
 		f, err := os.Open(l.m.o.Layout.Pin(l.box.ID, kind))
@@ -247,35 +252,31 @@ func (l *launching) joinNamespaces(d *launch.Description) error {
 	if pidMode(l.r.Config) != cri.NamespaceMode_TARGET {
 		return nil
 	}
-	f, err := l.m.targetPIDNS(l.r)
+	ns, mnt, err := l.m.targetNamespaces(l.r)
 	if err != nil {
 		return fmt.Errorf("namespace_options.target_id: %w", err)
 	}
-	d.PIDNS = l.files.Add(f)
+	d.PIDNS, d.PIDMount = l.files.Add(ns), l.files.Add(mnt)
 	return nil
 }
 
-// targetPIDNS opens the pid namespace of the container that an ephemeral container debugs.
-func (m *Manager) targetPIDNS(r *record) (*os.File, error) {
-	target, err := m.find(security(r.Config).GetNamespaceOptions().GetTargetId())
+// targetNamespaces opens the pid and mount namespaces of the container that an ephemeral container debugs.
+func (m *Manager) targetNamespaces(r *record) (pid, mnt *os.File, err error) {
+	pidfd, target, err := m.live(ID(security(r.Config).GetNamespaceOptions().GetTargetId()))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.all[target.ID]
-	if target.Sandbox != r.Sandbox || e == nil || e.pidfd == nil {
-		return nil, errs.Newf(errs.Precondition, "container %s does not run in this pod", target.ID)
+	defer pidfd.Close()
+	if target.Sandbox != r.Sandbox {
+		return nil, nil, errs.Newf(errs.Invalid, "container %s is in another pod", target.ID)
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", target.PID))
-	if err != nil {
-		return nil, err
+	pid, errPID := os.Open(fmt.Sprintf("/proc/%d/ns/pid", target.PID))
+	mnt, errMnt := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", target.PID))
+	// The pid is the target's only while the pidfd says that it lives: look again after the opens.
+	if err := errors.Join(errPID, errMnt, unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0)); err != nil {
+		return nil, nil, errors.Join(err, pid.Close(), mnt.Close())
 	}
-	// The pid is the target's only while the pidfd says that it lives: look again after the open.
-	if err := unix.PidfdSendSignal(int(e.pidfd.Fd()), 0, nil, 0); err != nil {
-		return nil, errors.Join(errs.Newf(errs.Precondition, "container %s has ended", target.ID), f.Close())
-	}
-	return f, nil
+	return pid, mnt, nil
 }
 
 // openRoot mounts the root file system, detached, makes the mount points in it, and opens all that is mounted below it.

@@ -24,7 +24,7 @@ func TestBadImages(t *testing.T) {
 	wantCode(t, err, codes.NotFound, "no/such/image")
 	_, err = pull(t, n, "registry.k8s.io/e2e-test-images/busybox@sha256:"+strings.Repeat("ab", 32))
 	wantCode(t, err, codes.NotFound)
-	for _, name := range []string{"", "UPPER/case:1", "a b", "localhost/x@sha256:short", strings.Repeat("x", 5000)} {
+	for _, name := range []string{"", "localhost/UPPER/case:1", "a b", "localhost/x@sha256:short", strings.Repeat("x", 5000)} {
 		_, err = pull(t, n, name)
 		wantCode(t, err, codes.InvalidArgument)
 	}

@@ -110,14 +110,15 @@ func criImage(img image.Image) server.Image {
 }
 
 // writableLayer tells what a container's writable layer takes, nil when it was removed meanwhile.
-func writableLayer(snaps *snapshot.Store) func(id string) *cri.FilesystemUsage {
+// It names the same mount point as ImageFsInfo does (KUBELET.md 33).
+func writableLayer(snaps *snapshot.Store, mount string) func(id string) *cri.FilesystemUsage {
 	return func(id string) *cri.FilesystemUsage {
 		bytes, inodes, err := snaps.Usage(id)
 		if err != nil {
 			return nil
 		}
 		return &cri.FilesystemUsage{
-			Timestamp: time.Now().UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: snaps.Dir()},
+			Timestamp: time.Now().UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: mount},
 			UsedBytes: &cri.UInt64Value{Value: bytes}, InodesUsed: &cri.UInt64Value{Value: inodes},
 		}
 	}

@@ -140,7 +140,11 @@ func build(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, e
 		return n, err
 	}
 	n.closing(streams.Close)
-	meter := stats.New(stats.Options{Cgroups: cgroups, WritableLayer: writableLayer(snaps)})
+	mount, err := images.MountPoint()
+	if err != nil {
+		return n, err
+	}
+	meter := stats.New(stats.Options{Cgroups: cgroups, WritableLayer: writableLayer(snaps, mount)})
 	n.closing(meter.Close)
 	n.cri = server.Options{
 		Version: version, SystemdCgroups: cgroups.Driver() == cgroup.Systemd,

@@ -49,7 +49,7 @@ func Main(m *testing.M, o testnode.Options, set func(*testnode.Node)) int {
 			return 1
 		}
 	}
-	if err := n.Mark(); err != nil {
+	if err := n.Mark(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
