@@ -4,15 +4,11 @@ package snapshot
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 )
 
 // disk knows where things lie in the store's directory, and how to make them vanish in one step.
@@ -75,46 +71,4 @@ func (d *disk) lowers(layers []Key) []string {
 		out = append(out, d.tree(layers[i]))
 	}
 	return out
-}
-
-// syncer makes everything written to the file system durable by syncfs(2), once for all who ask at the same time.
-type syncer struct {
-	// dir is on the file system. It is opened before anything is written, so that syncfs reports every write-back error
-	// since (Linux 5.8).
-	dir    *os.File
-	serial sync.Mutex // held while syncfs runs; taken before mu
-
-	mu   sync.Mutex
-	next *round // collects who asks until its syncfs begins; guarded by mu
-}
-
-type round struct {
-	done chan struct{}
-	err  error // written before done closes
-}
-
-// sync returns when all that was written before the call is on disk.
-func (y *syncer) sync() error {
-	y.mu.Lock()
-	r := y.next
-	leader := r == nil
-	if leader {
-		r = &round{done: make(chan struct{})}
-		y.next = r
-	}
-	y.mu.Unlock()
-	if !leader {
-		<-r.done
-		return r.err
-	}
-	y.serial.Lock()
-	defer y.serial.Unlock()
-	y.mu.Lock()
-	y.next = nil // who comes now may have written after syncfs looked
-	y.mu.Unlock()
-	if err := unix.Syncfs(int(y.dir.Fd())); err != nil {
-		r.err = fmt.Errorf("sync file system: %w", err)
-	}
-	close(r.done)
-	return r.err
 }

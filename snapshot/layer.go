@@ -78,8 +78,8 @@ func (d *Draft) Discard() error {
 	return errors.Join(d.root.Close(), d.store.disk.discard(d.dir))
 }
 
-// Commit makes the draft the layer l.Key: first the content is durable, then the name. If the layer is already there, from
-// another pull, the draft is thrown away; both came from the same bytes.
+// Commit makes the draft the layer l.Key, at once and completely. It is written to disk soon after; Sync waits for that. If the
+// layer is already there, from another pull, the draft is thrown away; both came from the same bytes.
 func (d *Draft) Commit(ctx context.Context, l Layer) error {
 	s := d.store
 	if !l.Key.valid() {
@@ -93,7 +93,7 @@ func (d *Draft) Commit(ctx context.Context, l Layer) error {
 	if s.Has(l.Key) {
 		return d.Discard()
 	}
-	l.Created = time.Now().UTC().Truncate(time.Second)
+	l.Created, l.Boot = time.Now().UTC().Truncate(time.Second), s.syncer.boot
 	b, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("commit layer %s: %w", l.Key, err)
@@ -101,15 +101,23 @@ func (d *Draft) Commit(ctx context.Context, l Layer) error {
 	if err := os.WriteFile(filepath.Join(d.dir, layerFile), b, 0o600); err != nil {
 		return fmt.Errorf("commit layer %s: %w", l.Key, err)
 	}
-	if err := s.syncer.sync(); err != nil {
-		return fmt.Errorf("commit layer %s: %w", l.Key, err)
-	}
 	if err := os.Rename(d.dir, s.disk.layer(l.Key)); err != nil {
 		return fmt.Errorf("commit layer %s: %w", l.Key, err)
 	}
 	d.done = true
 	s.index.putLayer(l)
-	return errors.Join(d.root.Close(), s.layersDir.Sync())
+	s.syncer.put(s.disk.layer(l.Key))
+	return d.root.Close()
+}
+
+// Sync waits until the layers committed so far are on disk.
+func (s *Store) Sync(ctx context.Context) error {
+	select {
+	case <-s.syncer.wait():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("sync layers: %w", context.Cause(ctx))
+	}
 }
 
 // Hold keeps layers, also ones yet to be committed, from being removed until release is called. release may be called twice.

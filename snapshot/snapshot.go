@@ -11,10 +11,10 @@
 //
 // On disk, all of it mode 0700:
 //
-//	layers/<key>/{fs/,layer.json}       complete layers; made by one rename
-//	snapshots/<id>/{upper/,work/,snapshot.json}
-//	drafts/<n>/{fs/}                    layers being filled; gone at the next Open
-//	trash/<n>                           on its way out
+//	layers/<key>/{fs/,layer.json,side-*,durable}   complete layers; made by one rename
+//	snapshots/<id>/{upper/,work/,snapshot.json}    writable layers
+//	drafts/<n>/{fs/}                               layers being filled; gone at the next Open
+//	trash/<n>                                      on its way out
 //
 // Lock order: a snapshot's or layer's key (Store.keys), then index.mu. No I/O happens under index.mu.
 package snapshot
@@ -81,8 +81,9 @@ type Layer struct {
 	Inodes uint64 `json:"inodes"`
 	// RootSet says that the layer has an entry for the root directory; else the root's owner and mode come from below.
 	RootSet bool `json:"root_set,omitempty"`
-	// Created is when it was committed.
+	// Created is when it was committed, Boot the boot id of then; Commit sets both.
 	Created time.Time `json:"created"`
+	Boot    string    `json:"boot"`
 }
 
 // Mount says how a snapshot is to be mounted. The zero value is the ordinary writable root file system.
@@ -102,7 +103,8 @@ type Mount struct {
 // # Life of a layer
 //
 // Prepare gives a Draft with an empty directory. Its filler writes below Draft.Root and then calls Commit, which makes the
-// content durable and the layer visible in one step, or Discard. A crash leaves the layer absent, never half there.
+// layer visible in one step, or Discard. A crash leaves the layer complete or absent, never half there: one that a power cut
+// caught before it was written to disk is dropped by the next Open.
 // RemoveLayer refuses while a snapshot refers to the layer or a Hold lies on it.
 //
 // # Life of a snapshot

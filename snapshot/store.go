@@ -27,10 +27,8 @@ type Store struct {
 	syncer  syncer
 	mounter mounter
 	usage   meter
-	// layersDir is fsynced after each commit. It is on the file system that syncer syncs.
-	layersDir *os.File
-	lock      *os.File
-	closing   sync.Once
+	lock    *os.File
+	closing sync.Once
 }
 
 const (
@@ -49,16 +47,18 @@ func Open(dir string, log *slog.Logger) (_ *Store, err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.closeFiles()
+			s.syncer.stop()
+			_ = s.closeFiles()
 		}
 	}()
 	if s.lock, err = lockDir(dir); err != nil {
 		return nil, err
 	}
-	if s.layersDir, err = os.Open(filepath.Join(dir, "layers")); err != nil {
+	boot, err := bootID()
+	if err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	s.syncer.dir = s.layersDir
+	s.syncer.start(s.lock, boot, log)
 	if s.disk.trash.dir, err = os.Open(filepath.Join(dir, "trash")); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
@@ -87,6 +87,7 @@ func (s *Store) Close() (err error) {
 	s.closing.Do(func() {
 		s.disk.trash.stop()
 		s.usage.stop()
+		s.syncer.stop()
 		err = s.closeFiles()
 	})
 	return err
@@ -94,7 +95,7 @@ func (s *Store) Close() (err error) {
 
 func (s *Store) closeFiles() error {
 	var all []error
-	for _, f := range []*os.File{s.layersDir, s.disk.trash.dir, s.lock} {
+	for _, f := range []*os.File{s.disk.trash.dir, s.lock} {
 		if f != nil {
 			all = append(all, f.Close())
 		}
@@ -117,9 +118,19 @@ func (s *Store) loadLayers() error {
 		return err
 	}
 	for _, e := range entries {
-		l, err := readLayer(s.disk.layer(Key(e.Name())))
-		if err == nil && l.Key == Key(e.Name()) && l.Key.valid() {
+		dir, durable := s.disk.layer(Key(e.Name())), false
+		l, err := readLayer(dir)
+		if err == nil && (l.Key != Key(e.Name()) || !l.Key.valid()) {
+			err = fmt.Errorf("its record is of %q", l.Key)
+		}
+		if err == nil {
+			durable, err = s.syncer.intact(dir, l)
+		}
+		if err == nil {
 			s.index.layers[l.Key] = l
+			if !durable {
+				s.syncer.put(dir)
+			}
 			continue
 		}
 		s.log.Warn("Dropping a damaged image layer.", "layer", e.Name(), "err", err)

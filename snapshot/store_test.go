@@ -169,6 +169,43 @@ func immutable(t *testing.T, path string) {
 	}
 }
 
+// After a reboot, layers that were not yet on disk are dropped; the others, and in the same boot all, are kept.
+func TestLayersOfAnotherBoot(t *testing.T) {
+	dir, ctx := t.TempDir(), t.Context()
+	s := open(t, dir)
+	var keys []snapshot.Key
+	for i := range 3 {
+		keys = append(keys, snapshottest.Layer(t, s, i, snapshot.Layer{}, func(string) {}))
+	}
+	if err := errors.Join(s.Sync(ctx), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	layer := func(i int, name string) string { return filepath.Join(dir, "layers", string(keys[i]), name) }
+	for i := range 2 { // the mark was not written
+		if err := os.Remove(layer(i, "durable")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(layer(0, "layer.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _ := s.Layer(keys[0])
+	if err := os.WriteFile(layer(0, "layer.json"), []byte(strings.ReplaceAll(string(b), l.Boot, "another-boot")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	if s.Has(keys[0]) || !s.Has(keys[1]) || !s.Has(keys[2]) {
+		t.Errorf("layers %v", s.Layers())
+	}
+	if err := s.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(layer(1, "durable")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCommitsShareOneSync(t *testing.T) {
 	s := open(t, t.TempDir())
 	var wg sync.WaitGroup
