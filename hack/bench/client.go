@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -117,6 +118,7 @@ func (b *bench) start(ctx context.Context, p *pod, command ...string) ([]step, e
 
 // remove takes the pod back to nothing.
 func (b *bench) remove(ctx context.Context, p *pod) ([]step, error) {
+	p.awaitReady()
 	var steps []step
 	calls := []struct {
 		name string
@@ -147,8 +149,19 @@ func (b *bench) remove(ctx context.Context, p *pod) ([]step, error) {
 	return steps, nil
 }
 
-// sleeper ends at SIGTERM at once, so that StopContainer measures the runtime and not a grace period.
-func sleeper() []string { return strings.Split("sh|-c|trap 'exit 0' TERM; sleep 100000 & wait", "|") }
+// sleeper ends at SIGTERM at once, so that StopContainer measures the runtime and not a grace period. It says when it does.
+func sleeper() []string {
+	return strings.Split("sh|-c|trap 'exit 0' TERM; echo ready; sleep 100000 & wait", "|")
+}
+
+// awaitReady waits until the container's first process has said something: as pid 1 it does not see a signal that comes before its handler.
+func (p *pod) awaitReady() {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		if st, err := os.Stat(filepath.Join(p.config.GetLogDirectory(), "c.log")); err == nil && st.Size() > 0 {
+			return
+		}
+	}
+}
 
 // ownPIDs is what the kubelet asks for: a pid namespace per container.
 func ownPIDs() *cri.NamespaceOption {
