@@ -94,8 +94,12 @@ func (n *Network) attachLocked(ctx context.Context, p *Pod, c *loaded) (Result, 
 	if err != nil {
 		return undo(err)
 	}
-	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: p})
-	raw, err := lib.AddNetworkList(ctx, c.list, rt)
+	var raw types.Result
+	raw, err = (&chain{n: n, list: c.list, rt: rt, pod: pod}).add(ctx)
+	if errors.Is(err, errMixed) {
+		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: pod})
+		raw, err = lib.AddNetworkList(ctx, c.list, rt)
+	}
 	if err != nil {
 		return undo(err)
 	}
@@ -183,7 +187,14 @@ func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
 		left = &job{pod: id}
 	}
 	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(id), &executor{n: n, later: left})
-	if err := lib.DelNetworkList(ctx, list, rt); err != nil {
+	err = (&chain{n: n, list: list, rt: rt, later: left}).del(ctx)
+	if errors.Is(err, errMixed) {
+		if left != nil {
+			left.links, left.release = nil, nil
+		}
+		err = lib.DelNetworkList(ctx, list, rt)
+	}
+	if err != nil {
 		if n.configured(list.Name) {
 			return err
 		}
@@ -248,7 +259,13 @@ func (n *Network) Check(ctx context.Context, p Pod) error {
 	if err != nil {
 		return err
 	}
-	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: &p})
+	var pod *rtnl.Conn
+	if p.Socket != nil {
+		if pod, err = rtnl.Wrap(p.Socket); err != nil {
+			return err
+		}
+	}
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: pod})
 	err = lib.CheckNetworkList(ctx, list, rt)
 	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return fmt.Errorf("check the network of pod %s: %w", p.ID, err)

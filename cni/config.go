@@ -248,10 +248,16 @@ func (n *Network) loadLocked(files []stamp) *loaded {
 			return &loaded{err: errs.Newf(errs.Unavailable, "cni: no configuration in %s", n.opts.ConfDir)}
 		}
 		list, err := builtinList(n.cidrs, n.opts.MTU)
+		if err == nil {
+			err = native(list)
+		}
 		return &loaded{list: list, source: "built in", err: err}
 	}
 	path := filepath.Join(n.opts.ConfDir, files[0].name)
 	list, err := loadFile(path)
+	if err == nil {
+		err = native(list)
+	}
 	if err != nil {
 		return &loaded{source: path, err: errs.As(errs.Unavailable, fmt.Errorf("cni: %w", err))}
 	}

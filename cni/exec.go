@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/cni/builtin"
+	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
 )
 
@@ -36,8 +37,8 @@ const (
 type executor struct {
 	version.PluginDecoder
 	n     *Network
-	pod   *Pod // nil: STATUS and GC
-	later *job // nil: DEL does everything at once
+	pod   *rtnl.Conn // nil: no way into the pod
+	later *job       // nil: DEL does everything at once
 }
 
 // FindInPath says where a plugin is, without knowing its configuration: that a built-in may not understand it turns out in ExecPlugin.
@@ -69,7 +70,7 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, config []byte, e
 }
 
 func (e *executor) call(config []byte, environ []string) *builtin.Call {
-	c := &builtin.Call{Config: config}
+	c := &builtin.Call{Config: config, Pod: e.pod}
 	for _, kv := range environ {
 		k, v, _ := strings.Cut(kv, "=")
 		switch k {
@@ -94,9 +95,6 @@ func (e *executor) call(config []byte, environ []string) *builtin.Call {
 			return nil, err
 		}
 		return e.n.runBinary(ctx, path, config, withCommand(environ, c.Command))
-	}
-	if e.pod != nil {
-		c.Socket = e.pod.Socket
 	}
 	if e.later != nil {
 		c.Later = e.later.add

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
+	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/cni/builtin/testpod"
 )
 
@@ -70,7 +71,14 @@ type side struct {
 func (s *side) note(format string, args ...any) { s.log = append(s.log, fmt.Sprintf(format, args...)) }
 
 func (s *side) lib() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(s.n.opts.BinDirs, s.n.opts.CacheDir, &executor{n: s.n, pod: &Pod{Socket: s.pod.Socket}})
+	var pod *rtnl.Conn
+	if s.rt.NetNS != "" {
+		var err error
+		if pod, err = rtnl.Wrap(s.pod.Socket); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return libcni.NewCNIConfigWithCacheDir(s.n.opts.BinDirs, s.n.opts.CacheDir, &executor{n: s.n, pod: pod})
 }
 
 func (s *side) add() {

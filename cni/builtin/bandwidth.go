@@ -38,16 +38,16 @@ type bandwidthConf struct {
 const tbfLatency = 25000
 
 func checkBandwidth(config []byte) error {
-	conf, err := parseBandwidth(config)
+	conf, err := parseBandwidth(&Call{Config: config})
 	if err != nil {
 		return err
 	}
 	return conf.validate()
 }
 
-func parseBandwidth(config []byte) (*bandwidthConf, error) {
+func parseBandwidth(c *Call) (*bandwidthConf, error) {
 	var conf bandwidthConf
-	if err := decode(config, &conf); err != nil {
+	if err := c.decode(&conf); err != nil {
 		return nil, err
 	}
 	if conf.rates != (rates{}) {
@@ -79,25 +79,25 @@ func (conf *bandwidthConf) validate() error {
 
 // runBandwidth shapes at the host's end: what goes to the pod by a queue of its own; what comes from it is sent through a queue on a
 // device that exists only for that (ifb), since arriving packets can't be queued.
-func (h *Host) runBandwidth(_ context.Context, c *Call) (types.Result, error) {
-	conf, err := parseBandwidth(c.Config)
+func runBandwidth(_ context.Context, h *Host, c *Call) (types.Result, error) {
+	conf, err := parseBandwidth(c)
 	if err != nil {
 		return nil, err
 	}
 	switch c.Command {
 	case "ADD":
-		return h.bandwidthAdd(c, conf)
+		return bandwidthAdd(h, c, conf)
 	case "DEL":
-		return nil, h.bandwidthDel(c, conf)
+		return nil, bandwidthDel(h, c, conf)
 	case "CHECK":
-		return nil, h.bandwidthCheck(c, conf)
+		return nil, bandwidthCheck(h, c, conf)
 	case "GC", "STATUS":
 		return nil, nil // the device goes with DEL of the attachment; without limits there is none
 	}
 	return nil, unknownCommand(c)
 }
 
-func (h *Host) bandwidthAdd(c *Call, conf *bandwidthConf) (_ types.Result, err error) {
+func bandwidthAdd(h *Host, c *Call, conf *bandwidthConf) (_ types.Result, err error) {
 	var u undo.Stack
 	defer u.Run(&err)
 	if err := conf.validate(); err != nil {
@@ -113,7 +113,7 @@ func (h *Host) bandwidthAdd(c *Call, conf *bandwidthConf) (_ types.Result, err e
 	if prev == nil {
 		return nil, errs.Newf(errs.Invalid, "must be called as chained plugin")
 	}
-	host, err := h.hostEnd(c, prev)
+	host, err := hostEnd(h, c, prev)
 	if err != nil {
 		return nil, err
 	}
@@ -146,9 +146,9 @@ func (h *Host) bandwidthAdd(c *Call, conf *bandwidthConf) (_ types.Result, err e
 }
 
 // hostEnd finds the host's end of the pod's interface among those of the previous result.
-func (h *Host) hostEnd(c *Call, prev *current.Result) (rtnl.Link, error) {
+func hostEnd(h *Host, c *Call, prev *current.Result) (rtnl.Link, error) {
 	peer := 0
-	if c.Socket != nil {
+	if c.Pod != nil {
 		pod, err := c.pod()
 		if err != nil {
 			return rtnl.Link{}, err
@@ -213,7 +213,7 @@ func redirect(from, to rtnl.Link) error {
 	return nil
 }
 
-func (h *Host) bandwidthDel(c *Call, conf *bandwidthConf) error {
+func bandwidthDel(h *Host, c *Call, conf *bandwidthConf) error {
 	if conf.rates == (rates{}) && conf.Capabilities["bandwidth"] {
 		return nil // there was no limit
 	}
@@ -225,7 +225,7 @@ func (h *Host) bandwidthDel(c *Call, conf *bandwidthConf) error {
 	return h.rt.Do(rtnl.DeleteLink(name).Allow(enodev))
 }
 
-func (h *Host) bandwidthCheck(c *Call, conf *bandwidthConf) error {
+func bandwidthCheck(h *Host, c *Call, conf *bandwidthConf) error {
 	prev, err := conf.previous()
 	if err != nil {
 		return err
@@ -233,7 +233,7 @@ func (h *Host) bandwidthCheck(c *Call, conf *bandwidthConf) error {
 	if prev == nil {
 		return errs.Newf(errs.Invalid, "must be called as a chained plugin")
 	}
-	host, err := h.hostEnd(c, prev)
+	host, err := hostEnd(h, c, prev)
 	if err != nil || conf.rates == (rates{}) {
 		return err
 	}

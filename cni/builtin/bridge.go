@@ -54,7 +54,7 @@ type bridgeConf struct {
 // checkBridge leaves the part "ipam" to whoever serves that: with a key that the built-in host-local doesn't understand, the bridge can stay
 // built in and the addresses come from the binary.
 func checkBridge(config []byte) error {
-	conf, err := parseBridge(config, "")
+	conf, err := parseBridge(&Call{Config: config})
 	if err != nil {
 		return err
 	}
@@ -70,9 +70,9 @@ func (conf *bridgeConf) ownIPAM() bool {
 	return !errors.Is(err, ErrNotUnderstood)
 }
 
-func parseBridge(config []byte, args string) (*bridgeConf, error) {
+func parseBridge(c *Call) (*bridgeConf, error) {
 	conf := &bridgeConf{Bridge: "cni0"}
-	if err := decode(config, conf); err != nil {
+	if err := c.decode(conf); err != nil {
 		return nil, err
 	}
 	if conf.IPMasqBackend != nil && *conf.IPMasqBackend != "nftables" {
@@ -82,7 +82,7 @@ func parseBridge(config []byte, args string) (*bridgeConf, error) {
 	if err := open(conf.IPAM, &conf.ipam); err != nil {
 		return nil, err
 	}
-	return conf, conf.readMAC(args)
+	return conf, conf.readMAC(c.Args)
 }
 
 // validate refuses what can't be set up. A DEL doesn't ask: it has to work all the same.
@@ -127,8 +127,8 @@ func (conf *bridgeConf) readMAC(args string) error {
 	return nil
 }
 
-func (h *Host) runBridge(ctx context.Context, c *Call) (types.Result, error) {
-	conf, err := parseBridge(c.Config, c.Args)
+func runBridge(ctx context.Context, h *Host, c *Call) (types.Result, error) {
+	conf, err := parseBridge(c)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +188,7 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 		return nil, err
 	}
 	u.Add(func() error { return h.unplug(c, conf) })
-	if err := h.portFlags(veth.Name, conf); err != nil {
+	if err := portFlags(h, veth.Name, conf); err != nil {
 		return nil, err
 	}
 	eth, err := configurePod(pod, c.IfName, res, conf)
@@ -203,7 +203,9 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	if err := h.masquerade(conf, res); err != nil {
 		return nil, err
 	}
-	if err := h.awaitCarrier(ctx, veth.Name, pod, c.IfName, conf); err != nil {
+	if conf.DisableContainerInterface {
+		// nothing to wait for
+	} else if err := h.awaitReady(ctx, veth.Name, pod, eth, res); err != nil {
 		return nil, err
 	}
 	res.Interfaces = []*current.Interface{
@@ -300,7 +302,7 @@ func (h *Host) ipam(ctx context.Context, c *Call, conf *bridgeConf, res *current
 	var r types.Result
 	var err error
 	if conf.ownIPAM() {
-		r, err = h.runHostLocal(ctx, c)
+		r, err = runHostLocal(ctx, h, c)
 	} else {
 		r, err = conf.delegate(ctx, c, res != nil)
 	}
@@ -347,7 +349,7 @@ func (conf *bridgeConf) delegate(ctx context.Context, c *Call, wantResult bool) 
 func (h *Host) bridgeDel(ctx context.Context, c *Call, conf *bridgeConf) error {
 	name := vethName(c.Container, c.IfName)
 	if c.Later != nil && conf.ownIPAM() {
-		store, err := h.hostLocalStore(&conf.header)
+		store, err := hostLocalStore(h, &conf.header)
 		if err != nil {
 			return err
 		}

@@ -59,7 +59,7 @@ func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (rtnl.Link, er
 	}
 	on := br
 	if conf.VLAN != 0 && len(own) > 0 {
-		if on, err = h.ensureVLANPort(conf, br); err != nil {
+		if on, err = ensureVLANPort(h, conf, br); err != nil {
 			return br, err
 		}
 	}

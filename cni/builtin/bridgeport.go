@@ -3,12 +3,10 @@
 package builtin
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -73,7 +71,7 @@ func vlansOf(r vlanRange) map[int]bool {
 }
 
 // portFlags sets what a bridge port can have besides its master. Rarely used, so it is not in the one message that makes the pair.
-func (h *Host) portFlags(name string, conf *bridgeConf) error {
+func portFlags(h *Host, name string, conf *bridgeConf) error {
 	var flags []rtnl.PortFlag
 	if conf.HairpinMode {
 		flags = append(flags, rtnl.Hairpin)
@@ -133,7 +131,7 @@ func (conf *bridgeConf) setVLANs(l rtnl.Link) error {
 
 // ensureVLANPort gives the interface that has the gateways' addresses of a VLAN: one end of a pair whose other end is a port of the
 // bridge in that VLAN.
-func (h *Host) ensureVLANPort(conf *bridgeConf, br rtnl.Link) (rtnl.Link, error) {
+func ensureVLANPort(h *Host, conf *bridgeConf, br rtnl.Link) (rtnl.Link, error) {
 	name := fmt.Sprintf("%s.%d", conf.Bridge, conf.VLAN)
 	if err := validName(name); err != nil {
 		return rtnl.Link{}, err
@@ -165,35 +163,4 @@ func (h *Host) ensureVLANPort(conf *bridgeConf, br rtnl.Link) (rtnl.Link, error)
 		return l, err
 	}
 	return h.rt.Link(name)
-}
-
-// portPatience is how long a new bridge port may take to come up.
-const portPatience = 3 * time.Second
-
-// awaitCarrier waits until both ends know that they are connected. The kernel notices in a worker of its own, as a rule before we ask; but
-// under load a pod could send its first packets into nothing: until then the bridge does not forward to it, and its IPv6 is not set up.
-func (h *Host) awaitCarrier(ctx context.Context, port string, pod *rtnl.Conn, ifname string, conf *bridgeConf) error {
-	if conf.DisableContainerInterface {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, portPatience)
-	defer cancel()
-	if err := awaitRunning(ctx, pod, ifname); err != nil {
-		return err
-	}
-	return awaitRunning(ctx, h.rt, port)
-}
-
-func awaitRunning(ctx context.Context, on *rtnl.Conn, name string) error {
-	for wait := 50 * time.Microsecond; ; wait *= 2 {
-		l, err := on.Link(name)
-		if err != nil || l.Runs {
-			return err
-		}
-		select {
-		case <-time.After(min(wait, 20*time.Millisecond)):
-		case <-ctx.Done():
-			return errs.Newf(errs.Unavailable, "interface %s does not come up: %w", name, context.Cause(ctx))
-		}
-	}
 }

@@ -12,10 +12,10 @@ package builtin
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -83,8 +83,12 @@ type Call struct {
 	IfName    string // CNI_IFNAME
 	Args      string // CNI_ARGS
 	Config    []byte
-	// Socket is a NETLINK_ROUTE socket opened in the namespace. Needed by ADD; without it DEL and CHECK look at the host's side only.
-	Socket *os.File
+	// Prev is the result of the plugin before, or with DEL and CHECK that of ADD; Runtime is what the runtime adds (runtimeConfig). Nil: what
+	// Config says.
+	Prev    *current.Result
+	Runtime json.RawMessage
+	// Pod talks through a NETLINK_ROUTE socket opened in the namespace. Needed by ADD; without it DEL and CHECK look at the host's side only.
+	Pod *rtnl.Conn
 	// Sysctl writes below /proc/sys inside the namespace. Nil where nobody can.
 	Sysctl func(path, value string) error
 	// Delegate runs another plugin with the same environment: an IPAM plugin that is not built in.
@@ -96,18 +100,18 @@ type Call struct {
 type plugin struct {
 	// check parses the configuration and refuses what is not understood.
 	check func(config []byte) error
-	run   func(h *Host, ctx context.Context, c *Call) (types.Result, error)
+	run   func(ctx context.Context, h *Host, c *Call) (types.Result, error)
 }
 
 func plugins() map[string]plugin {
 	return map[string]plugin{
-		"loopback":   {checkLoopback, (*Host).loopback},
-		"bridge":     {checkBridge, (*Host).runBridge},
-		"host-local": {checkHostLocal, (*Host).runHostLocal},
-		"portmap":    {checkPortmap, (*Host).runPortmap},
-		"bandwidth":  {checkBandwidth, (*Host).runBandwidth},
-		"tuning":     {checkTuning, (*Host).runTuning},
-		"firewall":   {checkFirewall, (*Host).runFirewall},
+		"loopback":   {checkLoopback, loopback},
+		"bridge":     {checkBridge, runBridge},
+		"host-local": {checkHostLocal, runHostLocal},
+		"portmap":    {checkPortmap, runPortmap},
+		"bandwidth":  {checkBandwidth, runBandwidth},
+		"tuning":     {checkTuning, runTuning},
+		"firewall":   {checkFirewall, runFirewall},
 	}
 }
 
@@ -132,12 +136,21 @@ func Understands(typ string, config []byte) error {
 	return p.check(config)
 }
 
-// Run executes the built-in plugin and gives what it would print. ErrNotUnderstood: nothing was done; run the binary of that name.
-func (h *Host) Run(ctx context.Context, typ string, c *Call) ([]byte, error) {
+// Do executes the built-in plugin. The result is nil for all but ADD. ErrNotUnderstood: nothing was done; run the binary of that name.
+func (h *Host) Do(ctx context.Context, typ string, c *Call) (*current.Result, error) {
 	p, ok := plugins()[typ]
 	if !ok {
 		return nil, errs.Newf(errs.Unsupported, "plugin %q is not built in", typ)
 	}
+	res, err := p.run(ctx, h, c)
+	if err != nil || res == nil {
+		return nil, err
+	}
+	return current.NewResultFromResult(res)
+}
+
+// Run is Do for a caller that speaks the protocol: it gives what the plugin would print.
+func (h *Host) Run(ctx context.Context, typ string, c *Call) ([]byte, error) {
 	if c.Command == "VERSION" {
 		return marshal(version.All)
 	}
@@ -145,7 +158,7 @@ func (h *Host) Run(ctx context.Context, typ string, c *Call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := p.run(h, ctx, c)
+	res, err := h.Do(ctx, typ, c)
 	if err != nil || res == nil {
 		return nil, err
 	}
@@ -190,12 +203,12 @@ func (h *Host) DeleteLinks(names []string) error {
 	return h.rt.Do(rtnl.DeleteRetired().Allow(enodev))
 }
 
-// pod gives a client of the namespace's socket.
+// pod gives the client inside the namespace, for what can't do without.
 func (c *Call) pod() (*rtnl.Conn, error) {
-	if c.Socket == nil {
+	if c.Pod == nil {
 		return nil, errs.Newf(errs.Invalid, "no netlink socket of the pod's network namespace")
 	}
-	return rtnl.Wrap(c.Socket)
+	return c.Pod, nil
 }
 
 func unknownCommand(c *Call) error {

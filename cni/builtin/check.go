@@ -51,7 +51,7 @@ func (h *Host) bridgeCheck(ctx context.Context, c *Call, conf *bridgeConf) error
 			}
 		}
 	}
-	if c.Socket == nil {
+	if c.Pod == nil {
 		return nil
 	}
 	return checkPod(c, prev, host)

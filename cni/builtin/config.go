@@ -36,6 +36,28 @@ type header struct {
 	// The two spellings of the list that GC gets (CNI 1.1; the second is an error in the first implementation that has stayed).
 	Attachments      []types.GCAttachment `json:"cni.dev/valid-attachments"`
 	OtherAttachments []types.GCAttachment `json:"cni.dev/attachments"`
+
+	prev *current.Result
+}
+
+// configuration is anything with a header.
+type configuration interface{ take(c *Call) }
+
+// take lets what the caller passes beside the configuration win.
+func (h *header) take(c *Call) {
+	h.prev = c.Prev
+	if c.Runtime != nil {
+		h.RuntimeConfig = c.Runtime
+	}
+}
+
+// decode parses the call's configuration.
+func (c *Call) decode(into configuration) error {
+	if err := decode(c.Config, into); err != nil {
+		return err
+	}
+	into.take(c)
+	return nil
 }
 
 // ErrNotUnderstood is returned, before anything is done, when a configuration has a key or a value that the built-in plugin doesn't know.
@@ -78,6 +100,9 @@ func (h *header) network() (string, error) {
 
 // previous parses prevResult; nil when there is none.
 func (h *header) previous() (*current.Result, error) {
+	if h.prev != nil {
+		return h.prev, nil
+	}
 	if len(h.PrevResult) == 0 || string(h.PrevResult) == "null" {
 		return nil, nil
 	}

@@ -32,13 +32,13 @@ const (
 )
 
 func checkFirewall(config []byte) error {
-	_, err := parseFirewall(config)
+	_, err := parseFirewall(&Call{Config: config})
 	return err
 }
 
-func parseFirewall(config []byte) (*firewallConf, error) {
+func parseFirewall(c *Call) (*firewallConf, error) {
 	conf := &firewallConf{FirewalldZone: "trusted"}
-	if err := decode(config, conf); err != nil {
+	if err := c.decode(conf); err != nil {
 		return nil, err
 	}
 	if conf.Backend != "" && conf.Backend != "firewalld" {
@@ -55,8 +55,8 @@ func parseFirewall(config []byte) (*firewallConf, error) {
 
 // runFirewall makes firewalld, where it runs, treat the pods' subnets as a trusted zone. A subnet stays registered: others of its pods
 // may come, and firewalld forgets it when it restarts. Without firewalld there is nothing to do: what other rules do to pods is theirs.
-func (h *Host) runFirewall(ctx context.Context, c *Call) (types.Result, error) {
-	conf, err := parseFirewall(c.Config)
+func runFirewall(ctx context.Context, h *Host, c *Call) (types.Result, error) {
+	conf, err := parseFirewall(c)
 	if err != nil {
 		return nil, err
 	}

@@ -178,20 +178,21 @@ func (l *hostLocal) subnets() []netip.Prefix {
 	return slices.SortedFunc(maps.Keys(seen), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 }
 
-func (h *Host) runHostLocal(_ context.Context, c *Call) (types.Result, error) {
+func runHostLocal(_ context.Context, h *Host, c *Call) (types.Result, error) {
 	var conf header
 	if err := open(c.Config, &conf); err != nil {
 		return nil, err
 	}
+	conf.take(c)
 	switch c.Command {
 	case "ADD":
-		return h.hostLocalAdd(c, &conf)
+		return hostLocalAdd(h, c, &conf)
 	case "DEL":
-		return nil, h.hostLocalDel(c, &conf)
+		return nil, hostLocalDel(h, c, &conf)
 	case "CHECK":
-		return nil, h.hostLocalCheck(c, &conf)
+		return nil, hostLocalCheck(h, c, &conf)
 	case "GC":
-		return nil, h.hostLocalGC(&conf)
+		return nil, hostLocalGC(h, &conf)
 	case "STATUS":
 		_, err := parseHostLocal(&conf, "")
 		return nil, err
@@ -199,7 +200,7 @@ func (h *Host) runHostLocal(_ context.Context, c *Call) (types.Result, error) {
 	return nil, unknownCommand(c)
 }
 
-func (h *Host) hostLocalAdd(c *Call, conf *header) (_ *current.Result, err error) {
+func hostLocalAdd(h *Host, c *Call, conf *header) (_ *current.Result, err error) {
 	l, err := parseHostLocal(conf, c.Args)
 	if err != nil {
 		return nil, err
@@ -246,8 +247,8 @@ func (h *Host) hostLocalAdd(c *Call, conf *header) (_ *current.Result, err error
 	return res, nil
 }
 
-func (h *Host) hostLocalDel(c *Call, conf *header) error {
-	store, err := h.hostLocalStore(conf)
+func hostLocalDel(h *Host, c *Call, conf *header) error {
+	store, err := hostLocalStore(h, conf)
 	if err != nil {
 		return err
 	}
@@ -255,7 +256,7 @@ func (h *Host) hostLocalDel(c *Call, conf *header) error {
 }
 
 // hostLocalStore opens the leases by name alone: a DEL must work with a configuration whose ranges make no sense.
-func (h *Host) hostLocalStore(conf *header) (*lease.Store, error) {
+func hostLocalStore(h *Host, conf *header) (*lease.Store, error) {
 	network, err := conf.network()
 	if err != nil {
 		return nil, err
@@ -269,8 +270,8 @@ func (h *Host) hostLocalStore(conf *header) (*lease.Store, error) {
 	return h.leases(network, l.DataDir)
 }
 
-func (h *Host) hostLocalCheck(c *Call, conf *header) error {
-	store, err := h.hostLocalStore(conf)
+func hostLocalCheck(h *Host, c *Call, conf *header) error {
+	store, err := hostLocalStore(h, conf)
 	if err != nil {
 		return err
 	}
@@ -282,8 +283,8 @@ func (h *Host) hostLocalCheck(c *Call, conf *header) error {
 }
 
 // hostLocalGC releases what no valid attachment holds.
-func (h *Host) hostLocalGC(conf *header) error {
-	store, err := h.hostLocalStore(conf)
+func hostLocalGC(h *Host, conf *header) error {
+	store, err := hostLocalStore(h, conf)
 	if err != nil {
 		return err
 	}

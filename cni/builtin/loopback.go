@@ -21,9 +21,9 @@ func checkLoopback(config []byte) error {
 }
 
 // loopback brings lo up. With a previous result it passes that on.
-func (h *Host) loopback(_ context.Context, c *Call) (types.Result, error) {
+func loopback(_ context.Context, h *Host, c *Call) (types.Result, error) {
 	var conf header
-	if err := decode(c.Config, &conf); err != nil {
+	if err := c.decode(&conf); err != nil {
 		return nil, err
 	}
 	switch c.Command {
@@ -32,7 +32,7 @@ func (h *Host) loopback(_ context.Context, c *Call) (types.Result, error) {
 	case "CHECK":
 		return nil, loopbackCheck(c)
 	case "DEL":
-		if c.Socket == nil {
+		if c.Pod == nil {
 			return nil, nil // lo ends with its namespace
 		}
 		pod, err := c.pod()
@@ -78,7 +78,7 @@ func loopbackAdd(c *Call, conf *header) (types.Result, error) {
 }
 
 func loopbackCheck(c *Call) error {
-	if c.Socket == nil {
+	if c.Pod == nil {
 		return nil
 	}
 	pod, err := c.pod()

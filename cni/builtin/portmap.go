@@ -32,13 +32,13 @@ type portMapping struct {
 }
 
 func checkPortmap(config []byte) error {
-	_, err := parsePortmap(config)
+	_, err := parsePortmap(&Call{Config: config})
 	return err
 }
 
-func parsePortmap(config []byte) (*portmapConf, error) {
+func parsePortmap(c *Call) (*portmapConf, error) {
 	var conf portmapConf
-	if err := decode(config, &conf); err != nil {
+	if err := c.decode(&conf); err != nil {
 		return nil, err
 	}
 	if conf.Backend != nil && *conf.Backend != "nftables" {
@@ -65,8 +65,8 @@ func parsePortmap(config []byte) (*portmapConf, error) {
 	return &conf, nil
 }
 
-func (h *Host) runPortmap(_ context.Context, c *Call) (types.Result, error) {
-	conf, err := parsePortmap(c.Config)
+func runPortmap(_ context.Context, h *Host, c *Call) (types.Result, error) {
+	conf, err := parsePortmap(c)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (h *Host) runPortmap(_ context.Context, c *Call) (types.Result, error) {
 		if prev == nil {
 			return nil, errs.Newf(errs.Invalid, "must be called as chained plugin")
 		}
-		return prev, h.portmapAdd(c, conf, prev)
+		return prev, portmapAdd(h, c, conf, prev)
 	case "DEL":
 		if len(conf.mappings) == 0 {
 			return nil, nil
@@ -113,7 +113,7 @@ func (h *Host) runPortmap(_ context.Context, c *Call) (types.Result, error) {
 	return nil, unknownCommand(c)
 }
 
-func (h *Host) portmapAdd(c *Call, conf *portmapConf, prev *current.Result) error {
+func portmapAdd(h *Host, c *Call, conf *portmapConf, prev *current.Result) error {
 	ports, err := conf.ports(c, prev)
 	if err != nil || len(ports) == 0 {
 		return err
@@ -132,12 +132,12 @@ func (h *Host) portmapAdd(c *Call, conf *portmapConf, prev *current.Result) erro
 	if err := h.nat.Publish(c.Container, ports, live); err != nil {
 		return err
 	}
-	return h.reachable(prev)
+	return reachable(h, prev)
 }
 
 // reachable prepares the bridge port and the bridge that the pod is on. Hairpin mode lets the pod reach itself over its host port even where
 // bridge-nf-call-iptables makes the kernel rewrite destinations on the bridge, below routing.
-func (h *Host) reachable(prev *current.Result) error {
+func reachable(h *Host, prev *current.Result) error {
 	for _, i := range prev.Interfaces {
 		if i.Sandbox != "" {
 			continue

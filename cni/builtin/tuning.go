@@ -34,19 +34,19 @@ type tuningConf struct {
 }
 
 func checkTuning(config []byte) error {
-	conf, err := parseTuning(config, "")
+	conf, err := parseTuning(&Call{Config: config})
 	if err == nil && len(conf.Sysctl) > 0 {
 		return notUnderstood("sysctl of tuning")
 	}
 	return err
 }
 
-func parseTuning(config []byte, args string) (*tuningConf, error) {
+func parseTuning(c *Call) (*tuningConf, error) {
 	var conf tuningConf
-	if err := decode(config, &conf); err != nil {
+	if err := c.decode(&conf); err != nil {
 		return nil, err
 	}
-	env, err := envArgs(args, "MAC")
+	env, err := envArgs(c.Args, "MAC")
 	if err != nil {
 		return nil, err
 	}
@@ -95,8 +95,8 @@ func parseTuning(config []byte, args string) (*tuningConf, error) {
 	return &conf, nil
 }
 
-func (h *Host) runTuning(_ context.Context, c *Call) (types.Result, error) {
-	conf, err := parseTuning(c.Config, c.Args)
+func runTuning(_ context.Context, h *Host, c *Call) (types.Result, error) {
+	conf, err := parseTuning(c)
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +112,9 @@ func (h *Host) runTuning(_ context.Context, c *Call) (types.Result, error) {
 		if prev == nil {
 			return nil, errs.Newf(errs.Invalid, "Required prevResult missing")
 		}
-		return h.tuningAdd(c, conf, prev)
+		return tuningAdd(h, c, conf, prev)
 	case "DEL":
-		return nil, h.tuningDel(c)
+		return nil, tuningDel(h, c)
 	case "CHECK":
 		if prev == nil {
 			return nil, errs.Newf(errs.Invalid, "Required prevResult missing")
@@ -152,7 +152,7 @@ func (conf *tuningConf) device(from rtnl.Link) (change, before rtnl.Device, err 
 	return change, before, nil
 }
 
-func (h *Host) tuningAdd(c *Call, conf *tuningConf, prev *current.Result) (types.Result, error) {
+func tuningAdd(h *Host, c *Call, conf *tuningConf, prev *current.Result) (types.Result, error) {
 	for name, value := range conf.Sysctl {
 		path, err := podSysctl(name, c.IfName)
 		if err != nil {
@@ -174,7 +174,7 @@ func (h *Host) tuningAdd(c *Call, conf *tuningConf, prev *current.Result) (types
 	if err != nil || change.IsZero() {
 		return prev, err
 	}
-	if err := h.backUp(c, before); err != nil {
+	if err := backUp(h, c, before); err != nil {
 		return nil, err
 	}
 	if err := pod.Do(rtnl.SetDevice(c.IfName, change)); err != nil {
@@ -204,42 +204,42 @@ func podSysctl(name, ifname string) (string, error) {
 	return path, nil
 }
 
-func (h *Host) tuningFile(c *Call) string {
+func tuningFile(h *Host, c *Call) string {
 	return filepath.Join(h.opts.StateDir, "tuning", c.Container+"_"+c.IfName+".json")
 }
 
 // backUp keeps what an interface that outlives the pod (one that was moved into it) gets back at DEL.
-func (h *Host) backUp(c *Call, before rtnl.Device) error {
+func backUp(h *Host, c *Call, before rtnl.Device) error {
 	b, err := json.Marshal(before)
 	if err == nil {
-		err = os.MkdirAll(filepath.Dir(h.tuningFile(c)), 0o700)
+		err = os.MkdirAll(filepath.Dir(tuningFile(h, c)), 0o700)
 	}
 	if err == nil {
-		err = os.WriteFile(h.tuningFile(c), b, 0o600)
+		err = os.WriteFile(tuningFile(h, c), b, 0o600)
 	}
 	return prefixed("record the interface's former settings", err)
 }
 
-func (h *Host) tuningDel(c *Call) error {
-	b, err := os.ReadFile(h.tuningFile(c))
+func tuningDel(h *Host, c *Call) error {
+	b, err := os.ReadFile(tuningFile(h, c))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	var before rtnl.Device
-	if err == nil && json.Unmarshal(b, &before) == nil && c.Socket != nil {
+	if err == nil && json.Unmarshal(b, &before) == nil && c.Pod != nil {
 		if pod, err := c.pod(); err == nil {
 			// An interface that is gone needs nothing back, and the pod's own goes anyway.
 			_ = pod.Do(rtnl.SetDevice(c.IfName, before))
 		}
 	}
-	if err := os.Remove(h.tuningFile(c)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(tuningFile(h, c)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget the interface's former settings: %w", err)
 	}
 	return nil
 }
 
 func (conf *tuningConf) check(c *Call) error {
-	if c.Socket == nil {
+	if c.Pod == nil {
 		return nil
 	}
 	pod, err := c.pod()

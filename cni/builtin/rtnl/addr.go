@@ -39,9 +39,31 @@ func DeleteAddr(index int, addr netip.Prefix) Request {
 
 // Addrs lists the addresses of the interface with that index, both families.
 func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
-	msg := nl.NewIfAddrmsg(unix.AF_UNSPEC)
-	msg.Index = uint32(index) // honoured because of NETLINK_GET_STRICT_CHK (Linux 4.20)
-	out, err := c.query(newRequest("list addresses", unix.RTM_GETADDR, unix.NLM_F_DUMP, msg), unix.RTM_NEWADDR)
+	return c.dumpAddrs(newAddrDump("list addresses", unix.RTM_GETADDR, unix.AF_UNSPEC, index), unix.RTM_NEWADDR, index)
+}
+
+// Groups lists the IPv6 multicast groups that the interface with that index has joined.
+func (c *Conn) Groups(index int) ([]netip.Addr, error) {
+	list, err := c.dumpAddrs(newAddrDump("list multicast groups", unix.RTM_GETMULTICAST, unix.AF_INET6, index), anyType, index)
+	if err != nil {
+		return nil, err
+	}
+	groups := make([]netip.Addr, len(list))
+	for i, p := range list {
+		groups[i] = p.Addr()
+	}
+	return groups, nil
+}
+
+// newAddrDump asks for one interface only, which is honoured because of NETLINK_GET_STRICT_CHK (Linux 4.20).
+func newAddrDump(what string, typ, family, index int) Request {
+	msg := nl.NewIfAddrmsg(family)
+	msg.Index = uint32(index)
+	return newRequest(what, typ, unix.NLM_F_DUMP, msg)
+}
+
+func (c *Conn) dumpAddrs(r Request, typ uint16, index int) ([]netip.Prefix, error) {
+	out, err := c.query(r, typ)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +80,7 @@ func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 		var ip netip.Addr
 		for _, a := range attrs {
 			// IFA_ADDRESS is the far end on a point-to-point link; IFA_LOCAL, where present, is ours.
-			if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !ip.IsValid() {
+			if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_MULTICAST || a.Attr.Type == unix.IFA_ADDRESS && !ip.IsValid() {
 				ip, _ = netip.AddrFromSlice(a.Value)
 			}
 		}

@@ -22,8 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize holds several kernel dump chunks (each at most 8 KiB unless the reader offers more).
-const bufferSize = 32 << 10
+// bufferSize is what one receive takes. The kernel cuts dumps into pieces of at most that; a single answer is far smaller, as statistics are
+// not asked for.
+const bufferSize = 8 << 10
 
 // Conn is a NETLINK_ROUTE socket. Safe for concurrent use; requests are executed one batch at a time.
 type Conn struct {
@@ -151,6 +152,9 @@ func (c *Conn) Do(reqs ...Request) error {
 	return failed
 }
 
+// anyType is for answers whose type has changed between kernels.
+const anyType = 0
+
 // query sends one request and collects the payloads of type typ: one for a plain get, all for a dump.
 func (c *Conn) query(r Request, typ uint16) ([][]byte, error) {
 	c.mu.Lock()
@@ -170,8 +174,10 @@ func (c *Conn) query(r Request, typ uint16) ([][]byte, error) {
 				failed = e
 			}
 			return true
-		case typ:
-			out = append(out, append([]byte(nil), m.Data...))
+		default:
+			if m.Header.Type == typ || typ == anyType {
+				out = append(out, append([]byte(nil), m.Data...))
+			}
 		}
 		return m.Header.Flags&unix.NLM_F_MULTI == 0
 	})

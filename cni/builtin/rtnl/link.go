@@ -18,6 +18,9 @@ const Retired = 0x7368696d
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
 const skipStats = 1 << 3
 
+// operUp is IF_OPER_UP of linux/if.h.
+const operUp = 6
+
 // Link is an interface as seen from the socket's namespace.
 type Link struct {
 	Index    int
@@ -74,7 +77,7 @@ func parseLink(b []byte) (Link, error) {
 	}
 	info := nl.DeserializeIfInfomsg(b)
 	l := Link{
-		Index: int(info.Index), Up: info.Flags&unix.IFF_UP != 0, Runs: info.Flags&unix.IFF_RUNNING != 0,
+		Index: int(info.Index), Up: info.Flags&unix.IFF_UP != 0,
 		Promis: info.Flags&unix.IFF_PROMISC != 0, Allmulti: info.Flags&unix.IFF_ALLMULTI != 0,
 	}
 	attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
@@ -93,6 +96,8 @@ func parseLink(b []byte) (Link, error) {
 			l.Master = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.IFLA_LINK:
 			l.Peer = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_OPERSTATE:
+			l.Runs = len(a.Value) == 1 && a.Value[0] == operUp
 		case unix.IFLA_TXQLEN:
 			l.TxQLen = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.IFLA_PROMISCUITY:
