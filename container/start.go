@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -94,7 +95,9 @@ type launching struct {
 	r     *record
 	box   sandbox.Sandbox
 	group *cgroup.Group
-	files launch.FDList
+	// userNS is the pod's user namespace, nil without one; it is among files.
+	userNS *os.File
+	files  launch.FDList
 }
 
 func (l *launching) close() {
@@ -118,13 +121,17 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 	if d.Seccomp, err = m.filter(security(r.Config), d.Caps); err != nil {
 		return nil, err
 	}
-	if err := l.joinCgroup(ctx, d, list); err != nil {
+	// The cgroup's many directories are made while everything else is opened.
+	var making errgroup.Group
+	making.Go(func() error { return l.makeCgroup(ctx, list) })
+	err = l.joinNamespaces(d)
+	if err == nil {
+		err = l.openRoot(ctx, d, list)
+	}
+	if err := errors.Join(err, making.Wait()); err != nil {
 		return nil, err
 	}
-	if err := l.joinNamespaces(d); err != nil {
-		return nil, err
-	}
-	if err := l.openRoot(ctx, d, list); err != nil {
+	if err := l.joinCgroup(d); err != nil {
 		return nil, err
 	}
 	log, err := openLog(r.LogPath)
@@ -167,10 +174,11 @@ func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.
 	if err != nil {
 		return nil, err
 	}
+	ids, _ := box.Users()
 	d := &launch.Description{
 		Process: launch.Process{
 			Args: r.Process.Args, Env: r.Process.Env, Cwd: r.Process.Cwd,
-			UID: r.Process.UID, GID: r.Process.GID, Groups: r.Process.Groups,
+			UID: r.Process.UID, GID: r.Process.GID, Groups: r.Process.Groups, IDBase: ids.Host,
 			Caps: caps, Ambient: ambient, NoNewPrivileges: sc.GetNoNewPrivs() && !sc.GetPrivileged(),
 			OOMScoreAdj: int(r.Resources.GetOomScoreAdj()),
 			Rlimits:     rlimits,
@@ -195,8 +203,8 @@ func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.
 	return d, nil
 }
 
-// joinCgroup makes the container's cgroup with its limits.
-func (l *launching) joinCgroup(ctx context.Context, d *launch.Description, list []device) error {
+// makeCgroup makes the container's cgroup with its limits.
+func (l *launching) makeCgroup(ctx context.Context, list []device) error {
 	res := sandbox.Resources(l.r.Resources)
 	if res == nil {
 		res = &cgroup.Resources{}
@@ -208,10 +216,15 @@ func (l *launching) joinCgroup(ctx context.Context, d *launch.Description, list 
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	l.group = group
-	if group.Held() { // the process is placed from outside, while it waits at its gate
+	return nil
+}
+
+// joinCgroup opens what the process joins its cgroup by.
+func (l *launching) joinCgroup(d *launch.Description) error {
+	if l.group.Held() { // the process is placed from outside, while it waits at its gate
 		return nil
 	}
-	procs, dir, err := group.Files()
+	procs, dir, err := l.group.Files()
 	if err != nil {
 		return fmt.Errorf("open cgroup: %w", err)
 	}
@@ -224,6 +237,9 @@ func (l *launching) joinCgroup(ctx context.Context, d *launch.Description, list 
 
 // joinNamespaces opens the pod's namespaces, and that of the target container where the request names one.
 func (l *launching) joinNamespaces(d *launch.Description) error {
+	if err := l.joinUsers(d); err != nil {
+		return err
+	}
 	want := map[string]*launch.FD{}
 	if !l.box.HostNetwork() {
 		want["net"], want["uts"] = &d.NetNS, &d.UTSNS
@@ -281,12 +297,12 @@ func (m *Manager) targetNamespaces(r *record) (pid, mnt *os.File, err error) {
 
 // openRoot mounts the root file system, detached, makes the mount points in it, and opens all that is mounted below it.
 func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []device) error {
-	root, err := l.m.o.Snapshots.Mount(ctx, string(l.r.ID), snapshot.Mount{})
+	root, err := l.m.o.Snapshots.Mount(ctx, string(l.r.ID), snapshot.Mount{UserNS: l.userNS, UID: l.rootID(), GID: l.rootID()})
 	if err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}
 	d.Root = l.files.Add(root)
-	dev, err := makeDev(l.r.Config.GetTty(), list)
+	dev, err := makeDev(l.r.Config.GetTty(), list, l.rootID())
 	if err != nil {
 		return err
 	}
@@ -313,19 +329,19 @@ func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []
 	if err != nil {
 		return err
 	}
-	return makeTargets(root, targets)
+	return makeTargets(root, targets, l.rootID())
 }
 
 // makeTargets makes the mount points in the root file system, inside it whatever links it has.
-func makeTargets(root *os.File, targets []launch.Target) error {
+func makeTargets(root *os.File, targets []launch.Target, owner int) error {
 	for _, t := range targets {
 		if t.File {
-			if err := fsx.TouchInRoot(root, t.Path, 0o644, 0, 0); err != nil {
+			if err := fsx.TouchInRoot(root, t.Path, 0o644, owner, owner); err != nil {
 				return fmt.Errorf("make mount point: %w", err)
 			}
 			continue
 		}
-		dir, err := fsx.MkdirAllInRoot(root, t.Path, 0o755, 0, 0)
+		dir, err := fsx.MkdirAllInRoot(root, t.Path, 0o755, owner, owner)
 		if err != nil {
 			return fmt.Errorf("make mount point: %w", err)
 		}
