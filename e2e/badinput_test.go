@@ -123,6 +123,7 @@ func TestHostileArchives(t *testing.T) {
 
 func TestBadContainers(t *testing.T) {
 	n := node(t)
+	kit.RemoveImage(t, n, testimage.Bare)
 	pod := kit.RunPod(t, n)
 	for name, tt := range map[string]struct {
 		change func(*cri.ContainerConfig)
@@ -160,7 +161,6 @@ func TestBadContainers(t *testing.T) {
 			t.Errorf("%s: %v; want an error with a code that names %q", name, err, tt.want)
 		}
 	}
-	kit.RemoveImage(t, n, testimage.Bare)
 	kit.Pull(t, n, testimage.Bare)
 	made, err := pod.TryCreate(kit.ContainerConfig(t, testimage.Bare, nil))
 	if err == nil {

@@ -94,9 +94,9 @@ func TestContainerStopSignals(t *testing.T) {
 
 func TestContainerUsers(t *testing.T) {
 	n := node(t)
-	pod := kit.RunPod(t, n)
 	const image = "gcr.io/k8s-staging-cri-tools/test-image-predefined-group:latest"
 	kit.RemoveImage(t, n, image)
+	pod := kit.RunPod(t, n)
 	const ids = "echo $(id -u) $(id -g) $(id -G)"
 	for name, tt := range map[string]struct {
 		image string

@@ -167,12 +167,12 @@ kept 0 0 644
 
 func TestImageCompressionsAndPlatforms(t *testing.T) {
 	n := node(t)
-	pod := kit.RunPod(t, n)
 	kit.RemoveImage(t, n, testimage.Mixed)
+	kit.RemoveImage(t, n, testimage.Multi)
+	pod := kit.RunPod(t, n)
 	if got := pod.Output(testimage.Mixed, []string{"cat", "/zstd", "/plain"}); got != "zstdplain" && got != "zstdplain\n" {
 		t.Errorf("layers stored with zstd and plain: %q", got)
 	}
-	kit.RemoveImage(t, n, testimage.Multi)
 	if got := pod.Output(testimage.Multi, []string{"cat", "/arch"}); strings.TrimSpace(got) != runtime.GOARCH {
 		t.Errorf("from an index of many platforms came %q; want %s", got, runtime.GOARCH)
 	}

@@ -195,6 +195,21 @@ func TestPodStopIsIdempotentAndRemoveForces(t *testing.T) {
 	}
 }
 
+// A parent that the request names may hold other pods, and belongs to whoever made it.
+func TestPodsShareACgroupParent(t *testing.T) {
+	n := node(t)
+	parent := n.CgroupParent + "/" + kit.Unique(t)
+	share := func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent }
+	a, b := kit.RunPod(t, n, share), kit.RunPod(t, n, share)
+	a.Run(testimage.Busybox, kit.Sleep())
+	other := b.Run(testimage.Busybox, kit.Sleep())
+	a.Stop()
+	a.Remove()
+	if got := other.Exec("echo", "alive"); got != "alive\n" || len(other.PIDs()) == 0 {
+		t.Errorf("the other pod's container: %q, processes %v", got, other.PIDs())
+	}
+}
+
 func TestPodHandler(t *testing.T) {
 	n := node(t)
 	_, err := n.Runtime.RunPodSandbox(kit.Context(t), &cri.RunPodSandboxRequest{Config: kit.PodConfig(t, n), RuntimeHandler: "no-such-handler"})

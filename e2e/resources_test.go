@@ -88,6 +88,8 @@ func TestResourcesCPUSetOfAllIsRefusedWithAReason(t *testing.T) {
 
 func TestCapabilitiesAndNoNewPrivs(t *testing.T) {
 	n := node(t)
+	const image = "registry.k8s.io/e2e-test-images/nonewprivs:1.3"
+	kit.RemoveImage(t, n, image)
 	pod := kit.RunPod(t, n)
 	const zero, all = "0000000000000000", "ALL"
 	for name, tt := range map[string]struct {
@@ -108,8 +110,6 @@ func TestCapabilitiesAndNoNewPrivs(t *testing.T) {
 			t.Errorf("%s: effective %s", name, eff)
 		}
 	}
-	const image = "registry.k8s.io/e2e-test-images/nonewprivs:1.3"
-	kit.RemoveImage(t, n, image)
 	for nnp, want := range map[bool]string{true: "Effective uid: 1000\n", false: "Effective uid: 0\n"} {
 		got := pod.Output(image, nil, security(func(s *cri.LinuxContainerSecurityContext) {
 			s.NoNewPrivs, s.RunAsUser = nnp, &cri.Int64Value{Value: 1000}

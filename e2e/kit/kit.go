@@ -43,7 +43,7 @@ func Main(m *testing.M, o testnode.Options, set func(*testnode.Node)) int {
 		return 1
 	}
 	// Pulled before the stock is taken, so that what the tests' images bring is not something left behind.
-	for _, image := range []string{testimage.Busybox, testimage.Nginx} {
+	for _, image := range []string{testimage.Busybox, testimage.Nginx, testimage.Configured} {
 		if _, err := n.Images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}}); err != nil {
 			fmt.Fprintf(os.Stderr, "pull image %s: %v\n%s\n", image, err, n.Log(60))
 			return 1

@@ -28,6 +28,11 @@ func TestMain(m *testing.M) {
 func node(t *testing.T) *testnode.Node {
 	t.Helper()
 	testnode.Need(t)
+	t.Cleanup(func() { // the first to be registered is the last to run: the test's pods are gone
+		for _, l := range shared.Leaks(context.Background()) {
+			t.Errorf("left behind: %s", l)
+		}
+	})
 	return shared
 }
 

@@ -47,13 +47,7 @@ func (n *Node) StartDaemon(ctx context.Context) error {
 		_ = cmd.Wait() // the state is read from cmd.ProcessState
 		close(d.exited)
 	}()
-	if err := n.ready(ctx, d); err != nil {
-		return err
-	}
-	if n.census == nil {
-		return n.Mark()
-	}
-	return nil
+	return n.ready(ctx, d)
 }
 
 // ready waits for the first answer.

@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -49,7 +47,9 @@ type Node struct {
 
 	log    *slog.Logger
 	daemon *daemon
+	empty  bool // no images to pull
 	census *census.Census
+	images []string // ids at the last Mark
 }
 
 // Start brings up a node. The process must be inside.
@@ -63,7 +63,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	run := "/run/shim" + o.Name
 	n := &Node{
 		Dir: filepath.Join(Dir(), "node"+o.Name), Socket: run + "/shim.sock", State: run,
-		CgroupParent: filepath.Join(CgroupParent(), "pods"+o.Name), log: o.Log,
+		CgroupParent: filepath.Join(CgroupParent(), "pods"+o.Name), log: o.Log, empty: o.NoImages,
 	}
 	n.Root = filepath.Join(n.Dir, "lib")
 	for _, d := range []string{n.Dir, n.Root, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"), n.path("config.d"), n.path("logs"), n.path("path"), n.State} {
@@ -101,7 +101,13 @@ func (n *Node) start(ctx context.Context, o Options) error {
 		return fmt.Errorf("make client: %w", err)
 	}
 	n.Runtime, n.Images = cri.NewRuntimeServiceClient(n.Conn), cri.NewImageServiceClient(n.Conn)
-	return n.StartDaemon(ctx)
+	if err := n.StartDaemon(ctx); err != nil {
+		return err
+	}
+	if err := n.warmUp(ctx); err != nil {
+		return err
+	}
+	return n.Mark(ctx)
 }
 
 // writeConfig writes the daemon's and crictl's configuration.
@@ -163,7 +169,8 @@ func (n *Node) Env() []string {
 // LogDir is where pods may put their logs.
 func (n *Node) LogDir() string { return n.path("logs") }
 
-// Clean removes every pod and waits until the node is as it was after its start; what is left is one line each.
+// Clean removes every pod, their logs, and every image that was not there at the last Mark, and waits until the node is as
+// it was then; what is left is one line each.
 func (n *Node) Clean(ctx context.Context) []string {
 	var out []string
 	pods, err := n.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
@@ -178,66 +185,17 @@ func (n *Node) Clean(ctx context.Context) []string {
 			out = append(out, fmt.Sprintf("remove pod %s: %v", p.GetMetadata().GetName(), err))
 		}
 	}
-	return append(out, n.Leaks(ctx)...)
-}
-
-// Leaks compares the node with what it was after its start.
-func (n *Node) Leaks(ctx context.Context) []string {
-	if n.census == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	return census.Settle(ctx, n.census, n.look())
-}
-
-// Mark makes the present state of the node what Leaks compares with.
-func (n *Node) Mark() error {
-	c, err := census.Take(n.look())
+	out = append(out, n.removeImages(ctx)...)
+	logs, err := os.ReadDir(n.LogDir())
 	if err != nil {
-		return err
+		return append(out, err.Error())
 	}
-	n.census = c
-	return nil
-}
-
-// look says what belongs to the node.
-func (n *Node) look() census.Options {
-	own := map[int]string{os.Getpid(): "test", n.DaemonPID(): "daemon"}
-	mounts := map[string]int{"the node": 0, "daemon": n.DaemonPID()}
-	for role, pid := range n.Keepers() {
-		own[pid] = role
-		mounts[role] = pid
-	}
-	delete(own, 0)
-	for name, pid := range mounts {
-		if pid == 0 && name != "the node" {
-			delete(mounts, name)
+	for _, l := range logs {
+		if err := os.RemoveAll(filepath.Join(n.LogDir(), l.Name())); err != nil {
+			out = append(out, err.Error())
 		}
 	}
-	fds := make(map[string]int)
-	for pid, role := range own {
-		if role != "test" {
-			fds[role] = pid
-		}
-	}
-	return census.Options{
-		MountsOf: mounts, NetNamespaces: true, Net: true, Descendants: []int{1}, FDsOf: fds,
-		Cgroups: []string{"/sys/fs/cgroup/*" + n.CgroupParent, "/sys/fs/cgroup" + n.CgroupParent},
-		Dirs:    []string{n.State, n.Root, n.LogDir()},
-		Ignore: func(kind, object string) bool {
-			switch kind {
-			case "process":
-				var pid int
-				_, err := fmt.Sscanf(object, "%d ", &pid)
-				return err == nil && own[pid] != ""
-			case "file":
-				// What a pull brings stays until the image is removed; keeper records of exits are dropped lazily.
-				return strings.HasPrefix(object, n.Root+"/image") || strings.HasPrefix(object, n.Root+"/layers")
-			}
-			return false
-		},
-	}
+	return append(out, n.Leaks(ctx)...)
 }
 
 // Close ends the daemon and the registry. The end of this process ends the rest.

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/internal/census"
+	"crishim.dev/internal/testnode/testimage"
+)
+
+// settleWithin is how long the kernel and the daemon get to put things away.
+const settleWithin = 15 * time.Second
+
+// warmUp runs one pod and removes it, so that what the first pod brings and the node keeps (a bridge, a table of rules, a
+// few descriptors) is there before stock is taken.
+func (n *Node) warmUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	status, err := n.Runtime.Status(ctx, &cri.StatusRequest{})
+	if err != nil {
+		return fmt.Errorf("ask status: %w", err)
+	}
+	for _, c := range status.GetStatus().GetConditions() {
+		if !c.GetStatus() {
+			return nil // a node that is not ready, for a test that wants to see it
+		}
+	}
+	config := &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "warm-up", Namespace: "testnode", Uid: "warm-up"}, Linux: &cri.LinuxPodSandboxConfig{}}
+	config.PortMappings = []*cri.PortMapping{{Protocol: cri.Protocol_TCP, ContainerPort: 80, HostPort: 65000}}
+	pod, err := n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		return fmt.Errorf("run first pod: %w", err)
+	}
+	err = n.warmUpContainer(ctx, pod.GetPodSandboxId(), config)
+	_, serr := n.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.GetPodSandboxId()})
+	_, rerr := n.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.GetPodSandboxId()})
+	if err := errors.Join(err, serr, rerr); err != nil {
+		return fmt.Errorf("warm up: %w", err)
+	}
+	return nil
+}
+
+// warmUpContainer runs one container in the pod, when there is an image for it, and removes the image.
+func (n *Node) warmUpContainer(ctx context.Context, pod string, config *cri.PodSandboxConfig) error {
+	if n.empty {
+		return nil
+	}
+	image := &cri.ImageSpec{Image: testimage.Busybox}
+	if _, err := n.Images.PullImage(ctx, &cri.PullImageRequest{Image: image}); err != nil {
+		return fmt.Errorf("pull first image: %w", err)
+	}
+	made, err := n.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: pod, SandboxConfig: config, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "warm-up"}, Image: image, Command: []string{"sleep", "600"}, Linux: &cri.LinuxContainerConfig{},
+	}})
+	if err != nil {
+		return fmt.Errorf("create first container: %w", err)
+	}
+	if _, err := n.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
+		return fmt.Errorf("start first container: %w", err)
+	}
+	if _, err := n.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: made.GetContainerId(), Cmd: []string{"true"}, Timeout: 10}); err != nil {
+		return fmt.Errorf("first exec: %w", err)
+	}
+	if _, err := n.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
+		return fmt.Errorf("remove first container: %w", err)
+	}
+	if _, err := n.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: image}); err != nil {
+		return fmt.Errorf("remove first image: %w", err)
+	}
+	return nil
+}
+
+// Mark makes the present state of the node what Leaks compares with, once it stands still.
+func (n *Node) Mark(ctx context.Context) error {
+	images, err := n.Images.ListImages(ctx, &cri.ListImagesRequest{})
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	n.images = nil
+	for _, i := range images.GetImages() {
+		n.images = append(n.images, i.GetId())
+	}
+	for end := time.Now().Add(settleWithin); ; {
+		c, err := census.Take(n.look())
+		if err != nil {
+			return err
+		}
+		<-time.After(200 * time.Millisecond)
+		again, err := census.Take(n.look())
+		if err != nil {
+			return err
+		}
+		moved := census.Diff(c, again)
+		if len(moved) == 0 {
+			n.census = again
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("take stock: the node does not stand still: %q", moved)
+		}
+	}
+}
+
+// Leaks compares the node with what it was at the last Mark.
+func (n *Node) Leaks(ctx context.Context) []string {
+	if n.census == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleWithin)
+	defer cancel()
+	return census.Settle(ctx, n.census, n.look())
+}
+
+// removeImages removes what was pulled since the last Mark.
+func (n *Node) removeImages(ctx context.Context) []string {
+	images, err := n.Images.ListImages(ctx, &cri.ListImagesRequest{})
+	if err != nil {
+		return []string{fmt.Sprintf("list images: %v", err)}
+	}
+	var out []string
+	for _, i := range images.GetImages() {
+		if slices.Contains(n.images, i.GetId()) {
+			continue
+		}
+		if _, err := n.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: i.GetId()}}); err != nil {
+			out = append(out, fmt.Sprintf("remove image %v: %v", i.GetRepoTags(), err))
+		}
+	}
+	return out
+}
+
+// look says what belongs to the node.
+func (n *Node) look() census.Options {
+	own := map[int]string{os.Getpid(): "test", n.DaemonPID(): "daemon"}
+	mounts := map[string]int{"the node": 0, "daemon": n.DaemonPID()}
+	for role, pid := range n.Keepers() {
+		own[pid] = role
+		mounts[role] = pid
+	}
+	delete(own, 0)
+	if mounts["daemon"] == 0 {
+		delete(mounts, "daemon")
+	}
+	fds := make(map[string]int)
+	for pid, role := range own {
+		if role != "test" {
+			fds[role] = pid
+		}
+	}
+	return census.Options{
+		MountsOf: mounts, NetNamespaces: true, Net: true, Descendants: []int{1}, FDsOf: fds,
+		Cgroups: []string{"/sys/fs/cgroup/*" + n.CgroupParent, "/sys/fs/cgroup" + n.CgroupParent},
+		Dirs:    []string{n.State, n.Root, n.LogDir()},
+		Ignore: func(kind, object string) bool {
+			switch kind {
+			case "process":
+				var pid int
+				_, err := fmt.Sscanf(object, "%d ", &pid)
+				return err == nil && own[pid] != ""
+			case "descriptor": // the Go runtime's own, made when it first needs to wait
+				return strings.HasSuffix(object, " to anon_inode:[eventpoll]") || strings.HasSuffix(object, " to anon_inode:[eventfd]")
+			case "file": // made for the first container with a volume of its image, and empty
+				return object == n.Root+"/containers/"
+			}
+			return false
+		},
+	}
+}
