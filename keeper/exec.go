@@ -23,12 +23,18 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
-
 // cloneArgs is the kernel's struct clone_args (CLONE_ARGS_SIZE_VER2).
 type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// cloneClearSighand is CLONE_CLEAR_SIGHAND (Linux 5.5): the child has no handlers, so signals may reach it at any time. Those that are ignored stay so.
+const cloneClearSighand = 1 << 32
+
+// ignorable are the signals that the keeper ignores, and those that the runtime leaves as it found them; it handles all others.
+var ignorable = [...]uint8{
+	uint8(unix.SIGHUP), uint8(unix.SIGINT), uint8(unix.SIGQUIT), uint8(unix.SIGTERM), uint8(unix.SIGPIPE),
+	uint8(unix.SIGTSTP), uint8(unix.SIGTTIN), uint8(unix.SIGTTOU), uint8(unix.SIGCONT), 32, 33, 34,
 }
 
 const maxChildFDs = proto.FDPassed + proto.MaxFDs
@@ -52,8 +58,10 @@ type child struct {
 	args   [6]uintptr
 	eacces bool
 	gate   [8]byte
-	zero   sigaction
-	mask   uint64
+
+	ignored [len(ignorable)]uint8
+	zero    sigaction
+	mask    uint64
 
 	// What reports are made of.
 	note    note
@@ -109,7 +117,6 @@ func fork(c *child) (int, syscall.Errno) {
 		afterFork()
 		return int(pid), e
 	}
-	afterForkInChild()
 	c.enter()
 	c.run()
 	return 0, 0
@@ -132,7 +139,8 @@ func (c *child) enter() {
 		next = fd + 1
 	}
 	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, next, 1<<32-1, 0)
-	for s := uintptr(1); s <= 64; s++ {
+	for i := uintptr(0); i < uintptr(len(c.ignored)); i++ {
+		s := uintptr(*(*uint8)(unsafe.Add(unsafe.Pointer(&c.ignored), i)))
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&c.zero)), 0, 8, 0, 0)
 	}
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.mask)), 0, 8, 0, 0)

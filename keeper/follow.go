@@ -122,6 +122,7 @@ func (l *launch) terminalLocked(master int) {
 	y, p := l.y, l.p
 	held, fds := []proto.Held{{Kind: proto.HeldPTY}}, []int{master}
 	if p.rec.fd(proto.HeldStdout, 0) < 0 {
+		p.dir = true
 		name := p.id + "/" + fifoNames[1]
 		unix.Mkdirat(fdDir, p.id, 0o700) //nolint:errcheck // it may exist; the next step tells
 		unlink(fdDir, name)

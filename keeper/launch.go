@@ -211,6 +211,9 @@ func (l *launch) openStdio(e *ends) error {
 	if !s.Stdin && !s.Stdout && !s.Stderr {
 		return keep()
 	}
+	y.mu.Lock()
+	l.p.dir = true
+	y.mu.Unlock()
 	if err := makeProcess(l.p.id); err != nil {
 		closeAll(fds)
 		return at("make directory", err)

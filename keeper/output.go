@@ -18,6 +18,15 @@ const (
 	punchEvery = 1 << 20 // spool bytes in the log are given back to the file system in pieces of this size, and when it is empty
 )
 
+// A process that writes often in small pieces would wake the pump for each. When output has come a few times in a row within busyGap, the
+// pump takes what a batchWait has brought instead, from a pipe that is large enough not to hold up the process meanwhile.
+const (
+	busyGap   = 2 * time.Millisecond
+	batchWait = time.Millisecond
+	busyAfter = 4
+	busyPipe  = 512 << 10
+)
+
 // stream is one output of a process: a FIFO, or a pty's master that is copied through a FIFO.
 // All fields but fd belong to the goroutine in proc.work.
 type stream struct {
@@ -32,6 +41,9 @@ type stream struct {
 	shown   int64 // spool offset up to which attached clients have been served
 	punched int64
 	eof     bool
+	// last is when there was output; streak counts how often in a row it came soon after.
+	last   time.Time
+	streak int
 }
 
 // todo is what a process's worker has been asked for.
@@ -59,6 +71,7 @@ type proc struct {
 	launch    *launch // while under way
 	failedOp  int32
 	errno     uint32
+	dir       bool      // it has a directory
 	announced bool      // Exited has been sent: its output is in the log and its record written
 	waiters   []request // Spawns and Releases to be answered when the launch has come to its end
 	forgets   []request
@@ -145,6 +158,10 @@ func (p *proc) pump(s *stream, b *buffers) bool {
 	n, err := p.fill(s, b)
 	switch {
 	case err == unix.EAGAIN: //nolint:errorlint // bare errno
+		if s.streak >= busyAfter && time.Since(s.last) < busyGap {
+			p.pause(batchWait)
+			return true
+		}
 		p.trim(s, true)
 		p.y.poll.arm(s.fd, unix.EPOLLIN|oneShot)
 		return false
@@ -158,9 +175,23 @@ func (p *proc) pump(s *stream, b *buffers) bool {
 		p.close(s, b)
 		return false
 	}
+	s.pace()
 	p.drain(s, b, false)
 	p.trim(s, false)
 	return true
+}
+
+// pace notes that there was output.
+func (s *stream) pace() {
+	now := time.Now()
+	if now.Sub(s.last) < busyGap {
+		if s.streak++; s.streak == busyAfter {
+			unix.FcntlInt(uintptr(s.fifo), unix.F_SETPIPE_SZ, busyPipe) //nolint:errcheck // helps, where allowed
+		}
+	} else {
+		s.streak = 0
+	}
+	s.last = now
 }
 
 // close ends a stream at its end: what is left is its last text.
@@ -365,7 +396,7 @@ func (p *proc) announce() {
 	}
 	p.y.log.failed("write exit record of "+p.id, writeExit(p.id, p.slot.exitStatus, p.slot.exitTime))
 	p.y.mu.Lock()
-	p.announced = true
+	p.announced, p.dir = true, true
 	p.y.broadcastLocked(&proto.Exited{ID: p.id, Status: p.slot.exitStatus, Time: p.slot.exitTime})
 	p.y.mu.Unlock()
 }

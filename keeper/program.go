@@ -66,7 +66,7 @@ func (p *program) unmap() {
 
 // fill makes the child's block ready for fork.
 func (c *child) fill(e *ends, passed []int, s *proto.Spawn, nofile unix.Rlimit) error {
-	c.clone = cloneArgs{flags: s.CloneFlags | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&c.pidfd)))}
+	c.clone = cloneArgs{flags: s.CloneFlags | unix.CLONE_PIDFD | cloneClearSighand, pidfd: uint64(uintptr(unsafe.Pointer(&c.pidfd)))}
 	if c.clone.flags&(unix.CLONE_VM|unix.CLONE_FILES|unix.CLONE_FS|unix.CLONE_SIGHAND|unix.CLONE_THREAD|unix.CLONE_PARENT|unix.CLONE_VFORK|unix.CLONE_SETTLS|unix.CLONE_UNTRACED|0xff) != 0 {
 		return at("clone flags", unix.EINVAL)
 	}
@@ -77,7 +77,7 @@ func (c *child) fill(e *ends, passed []int, s *proto.Spawn, nofile unix.Rlimit) 
 		c.clone.flags |= unix.CLONE_INTO_CGROUP
 		c.clone.cgroup = uint64(passed[s.Cgroup])
 	}
-	c.nofile = nofile
+	c.nofile, c.ignored = nofile, ignorable
 	c.report = uintptr(e.report)
 	for i, fd := range append([]int{e.report, e.stdin, e.stdout, e.stderr}, passed...) {
 		c.fds[i] = int32(fd)

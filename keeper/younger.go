@@ -111,6 +111,7 @@ func (y *younger) getEquipped() error {
 // adoptLocked takes up a process that another younger left.
 func (y *younger) adoptLocked(r *record) {
 	p := y.newProcLocked(r)
+	p.dir = true // it may have one
 	if r.PID == 0 {
 		// The clone may have happened, but nobody was told: the child sits at its gate and leaves when its report socket has gone.
 		y.discardLocked(p)
@@ -196,7 +197,9 @@ func (y *younger) discardLocked(p *proc) {
 	}
 	y.dropLocked(p.id)
 	y.tellElderLocked(&proto.Drop{ID: p.id}, nil)
-	removeProcess(p.id) // sweep does it if this keeper dies here
+	if p.dir {
+		removeProcess(p.id) // sweepLocked does it if this keeper dies here
+	}
 	y.table.free(p.rec.Slot)
 }
 

@@ -32,6 +32,14 @@ func main() {
 			}
 		}
 		w.Flush()
+	case "flood": // the same lines again and again, N blocks of 64 KiB
+		var block []byte
+		for i := 0; len(block) < 64<<10-160; i++ {
+			block = line(block, i)
+		}
+		for range num(1) {
+			os.Stdout.Write(block)
+		}
 	case "both": // N lines alternating between stdout and stderr
 		for i := range num(1) {
 			fmt.Fprintf([]*os.File{os.Stdout, os.Stderr}[i%2], "line %d\n", i)
