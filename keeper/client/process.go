@@ -34,7 +34,8 @@ type Process struct {
 	PID int
 	// StartTime is field 22 of /proc/PID/stat; it and the pid name the process for good.
 	StartTime uint64
-	PIDFD     *os.File
+	// PIDFD is nil for a Run process, which has ended.
+	PIDFD *os.File
 	// Files were reported with proto.TagReturn, in that order.
 	Files []*os.File
 	// Status is the wait status, of a Run process only.
@@ -101,7 +102,12 @@ func (c *Client) Spawn(ctx context.Context, s Spawn) (*Process, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.Name, err)
 		}
-		return r.process(s.ID, s.Name, s.Program)
+		p, err := r.process(s.ID, s.Name, s.Program)
+		if err == nil && s.Run && !s.Hold && p.PIDFD != nil { // it names a process that is gone
+			_ = p.PIDFD.Close()
+			p.PIDFD = nil
+		}
+		return p, err
 	}
 }
 
