@@ -49,9 +49,11 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 		return Result{}, c.err
 	}
 	if !c.ready.Load() { // else an ADD could fail half-way for a reason that its DEL shares
-		if _, err := n.servable(c); err != nil {
+		external, err := n.servable(c)
+		if err != nil {
 			return Result{}, err
 		}
+		c.ours.Store(!external)
 		c.ready.Store(true)
 	}
 	if n.attached(p.ID) { // left by an attempt of before a crash, or by a Detach whose end is still under way
@@ -95,8 +97,9 @@ func (n *Network) attachLocked(ctx context.Context, p *Pod, c *loaded) (Result, 
 		return undo(err)
 	}
 	var raw types.Result
-	raw, err = (&chain{n: n, list: c.list, rt: rt, pod: pod}).add(ctx)
-	if errors.Is(err, errMixed) {
+	if c.ours.Load() && !n.binaries {
+		raw, err = (&chain{n: n, list: c.list, rt: rt, pod: pod}).add(ctx)
+	} else {
 		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: pod})
 		raw, err = lib.AddNetworkList(ctx, c.list, rt)
 	}

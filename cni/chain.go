@@ -25,7 +25,7 @@ import (
 // A chain of built-in plugins only is run here, in the way libcni would: the same order, the same arguments, the same cache. What is
 // left out is to write each result as JSON, read it again, write it into the next configuration and read that: half the time of an ADD.
 
-// errMixed is returned, before anything is done, for a chain that needs libcni.
+// errMixed is returned for a DEL that needs libcni.
 var errMixed = errors.New("not all plugins are built in")
 
 // native prepares the list: each plugin's configuration gets what libcni would inject.
@@ -95,7 +95,7 @@ func (c *chain) delegate(ctx context.Context, verb, typ string, config []byte) (
 	if err != nil {
 		return nil, err
 	}
-	return c.n.runBinary(ctx, path, config, c.environ(verb))
+	return c.n.run.runBinary(ctx, path, config, c.environ(verb))
 }
 
 func (c *chain) environ(verb string) []string {
@@ -111,21 +111,15 @@ func (c *chain) allBuiltIn() bool {
 	return !c.n.binaries && !slices.ContainsFunc(c.list.Plugins, func(p *libcni.PluginConfig) bool { return !builtin.Is(p.Network.Type) })
 }
 
-// add runs ADD and caches the result.
+// add runs ADD and caches the result. Every plugin must understand its configuration.
 func (c *chain) add(ctx context.Context) (*current.Result, error) {
-	if !c.allBuiltIn() {
-		return nil, errMixed
-	}
 	var res *current.Result
-	for i, p := range c.list.Plugins {
+	for _, p := range c.list.Plugins {
 		call, err := c.call("ADD", p, res)
 		if err != nil {
 			return nil, err
 		}
 		res, err = c.n.host.Do(ctx, p.Network.Type, call)
-		if i == 0 && errors.Is(err, builtin.ErrNotUnderstood) {
-			return nil, errMixed
-		}
 		if err != nil {
 			return nil, fmt.Errorf("plugin %s: %w", p.Network.Type, err)
 		}

@@ -35,6 +35,7 @@ const (
 // loaded is the configuration in use. Immutable but for ready.
 type loaded struct {
 	ready  atomic.Bool // every plugin was found once
+	ours   atomic.Bool // all of them built in; valid once ready
 	list   *libcni.NetworkConfigList
 	source string // the file, or "built in"
 	err    error  // why there is none: the text is the reason for NetworkReady=false

@@ -8,9 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,7 +58,7 @@ func (e *executor) FindInPath(typ string, dirs []string) (string, error) {
 func (e *executor) ExecPlugin(ctx context.Context, path string, config []byte, environ []string) ([]byte, error) {
 	typ, ours := strings.CutPrefix(path, builtinPath)
 	if !ours {
-		return e.n.runBinary(ctx, path, config, environ)
+		return e.n.run.runBinary(ctx, path, config, environ)
 	}
 	out, err := e.n.host.Run(ctx, typ, e.call(config, environ))
 	if !errors.Is(err, builtin.ErrNotUnderstood) {
@@ -66,7 +68,7 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, config []byte, e
 	if e2 != nil {
 		return nil, errs.Newf(errs.Unsupported, "%w, and %w", err, e2)
 	}
-	return e.n.runBinary(ctx, binary, config, environ)
+	return e.n.run.runBinary(ctx, binary, config, environ)
 }
 
 func (e *executor) call(config []byte, environ []string) *builtin.Call {
@@ -94,7 +96,7 @@ func (e *executor) call(config []byte, environ []string) *builtin.Call {
 		if err != nil {
 			return nil, err
 		}
-		return e.n.runBinary(ctx, path, config, withCommand(environ, c.Command))
+		return e.n.run.runBinary(ctx, path, config, withCommand(environ, c.Command))
 	}
 	if e.later != nil {
 		c.Later = e.later.add
@@ -128,13 +130,21 @@ func findBinary(typ string, dirs []string) (string, error) {
 	return "", errs.Newf(errs.NotFound, "no plugin %q in %s", typ, strings.Join(dirs, ", "))
 }
 
+// runner runs plugins that are binaries.
+type runner struct {
+	dirs    []string
+	timeout time.Duration
+	env     []string // added to the environment of each
+	log     *slog.Logger
+}
+
 // runBinary runs a plugin until its deadline. It gets a process group of its own, which is killed as a whole: a plugin's child that
 // holds the pipes open is ended too.
-func (n *Network) runBinary(ctx context.Context, path string, config []byte, environ []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+func (r *runner) runBinary(ctx context.Context, path string, config []byte, environ []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	for try := 0; ; try++ {
-		out, err := n.runOnce(ctx, path, config, environ)
+		out, err := r.runOnce(ctx, path, config, environ)
 		// A plugin that is just being replaced is open for writing.
 		if !errors.Is(err, unix.ETXTBSY) || try == 5 {
 			return out, err
@@ -147,7 +157,7 @@ func (n *Network) runBinary(ctx context.Context, path string, config []byte, env
 	}
 }
 
-func (n *Network) runOnce(ctx context.Context, path string, config []byte, environ []string) ([]byte, error) {
+func (r *runner) runOnce(ctx context.Context, path string, config []byte, environ []string) ([]byte, error) {
 	verb := ""
 	for _, kv := range environ {
 		if v, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {
@@ -156,7 +166,7 @@ func (n *Network) runOnce(ctx context.Context, path string, config []byte, envir
 	}
 	stdout, stderr := &capped{max: maxStdout}, &capped{max: maxStderr}
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(config), stdout, stderr
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = slices.Concat(environ, r.env), bytes.NewReader(config), stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
@@ -174,7 +184,7 @@ func (n *Network) runOnce(ctx context.Context, path string, config []byte, envir
 		return nil, pluginError(path, verb, err, stdout.data, stderr.data)
 	}
 	if len(stderr.data) > 0 {
-		n.opts.Log.Debug("plugin wrote to standard error", "plugin", path, "verb", verb, "text", string(stderr.data))
+		r.log.Debug("plugin wrote to standard error", "plugin", path, "verb", verb, "text", string(stderr.data))
 	}
 	if out := bytes.TrimSpace(stdout.data); verb == "ADD" && !json.Valid(out) {
 		return nil, errs.Newf(errs.Unavailable, "plugin %s: %s printed no JSON: %q", path, verb, short(out))

@@ -19,7 +19,31 @@ import (
 	"crishim.dev/cni/builtin/testpod"
 )
 
-func TestMain(m *testing.M) { testpod.Main(m) }
+// stateEnv tells the test binary, when it runs as a plugin, where the test's state is.
+const stateEnv = "CNI_TEST_STATE"
+
+func TestMain(m *testing.M) {
+	if typ := filepath.Base(os.Args[0]); slices.Contains(Types(), typ) {
+		state := os.Getenv(stateEnv)
+		os.Exit(Plugin(Options{StateDir: state, CacheDir: filepath.Join(filepath.Dir(state), "cache")}, typ))
+	}
+	testpod.Main(m)
+}
+
+// install links the names of our plugins to this test binary.
+func install(t testing.TB, n *Network) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Install(self, n.opts.BinDirs[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Setenv(stateEnv, n.opts.StateDir); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // open makes a Network with directories of its own. What it leaves in the node (bridges, the table) is removed at the end of the test.
 func open(t testing.TB, change func(*Options)) *Network {

@@ -47,6 +47,7 @@ type Network struct {
 	host *builtin.Host
 	pods keylock.Locks
 	reap *reaper
+	run  *runner
 	// binaries runs the binary of every type: what tests compare the built-in plugins with.
 	binaries bool
 
@@ -76,11 +77,11 @@ func New(o Options) (*Network, error) {
 			return nil, fmt.Errorf("open network state: %w", err)
 		}
 	}
-	n := &Network{opts: o, cidrs: defaultCIDRs()}
+	n := &Network{opts: o, cidrs: defaultCIDRs(), run: &runner{dirs: o.BinDirs, timeout: o.Timeout, env: []string{byDaemon + "=1"}, log: o.Log}}
 	if n.opts.MTU == 0 {
 		n.opts.MTU = uplinkMTU()
 	}
-	host, err := builtin.Open(builtin.Options{StateDir: o.StateDir, Live: n.attached, Log: o.Log})
+	host, err := builtin.Open(builtin.Options{StateDir: o.StateDir, Live: n.live, Log: o.Log})
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
@@ -103,6 +104,9 @@ func (n *Network) attached(id string) bool {
 	_, err := os.Lstat(n.podDir(id))
 	return err == nil
 }
+
+// live says that somebody may still want what a container has: we, or another runtime that uses our plugins.
+func (n *Network) live(id string) bool { return n.attached(id) || n.host.HasLease(id) }
 
 func (n *Network) podDir(id string) string { return filepath.Join(n.opts.CacheDir, id) }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -242,10 +243,17 @@ func TestHostPortOwnership(t *testing.T) {
 		t.Fatal(err)
 	}
 	attach(t, n, second)
-	// A pod whose record is gone is not live: taken over.
+	// A pod that has neither a record nor an address is not live: taken over.
 	if err := n.forget(second.ID); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.RemoveAll(filepath.Join(n.opts.StateDir, "leases")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err = New(n.opts); err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
 	third := podOf(testpod.New(t, 3))
 	third.PortMappings = first.PortMappings
 	attach(t, n, third)

@@ -187,19 +187,22 @@ func (s *side) leases(dir string) {
 	}
 }
 
-// compare does the steps with the built-in plugins and with the binaries, and wants the same to be seen.
+// compare does the steps with the built-in plugins, with the upstream binaries, and with our own as binaries, and wants the same to be seen.
 func compare(t *testing.T, config string, args [][2]string, steps func(s *side)) {
 	t.Helper()
 	bin := upstream(t)
-	var logs [2][]string
-	for i, name := range []string{"built in", "upstream"} {
+	var logs [3][]string
+	for i, name := range []string{"built in", "upstream", "as binaries"} {
 		t.Run(name, func(t *testing.T) {
 			n := open(t, func(o *Options) {
 				if i == 1 {
 					o.BinDirs = []string{bin}
 				}
 			})
-			n.binaries = i == 1
+			n.binaries = i > 0
+			if i == 2 {
+				install(t, n)
+			}
 			data := filepath.Join(t.TempDir(), "leases")
 			list, err := parse([]byte(strings.ReplaceAll(config, "DATADIR", data)))
 			if err != nil {
@@ -215,6 +218,9 @@ func compare(t *testing.T, config string, args [][2]string, steps func(s *side))
 	}
 	if d := cmp.Diff(logs[0], logs[1]); d != "" {
 		t.Errorf("built in (-) and upstream (+) differ:\n%s", d)
+	}
+	if d := cmp.Diff(logs[2], logs[1]); d != "" {
+		t.Errorf("as binaries (-) and upstream (+) differ:\n%s", d)
 	}
 	if t.Failed() || testing.Verbose() {
 		t.Log(strings.Join(logs[1], "\n"))

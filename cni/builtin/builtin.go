@@ -36,7 +36,9 @@ type Options struct {
 	StateDir string
 	// Live says whether a container (for a runtime: a pod) still has an attachment; host ports of others may be taken over.
 	Live func(container string) bool
-	Log  *slog.Logger
+	// Foreign marks leases as somebody else's: this process serves another runtime.
+	Foreign bool
+	Log     *slog.Logger
 }
 
 // Host is the node's side of the built-in plugins. Safe for concurrent use.
@@ -181,7 +183,7 @@ func (h *Host) leases(network, dataDir string) (*lease.Store, error) {
 	if s := h.stores[dir]; s != nil {
 		return s, nil
 	}
-	s, err := lease.Open(dir)
+	s, err := lease.Open(dir, h.opts.Foreign)
 	if err != nil {
 		return nil, err
 	}

@@ -107,26 +107,42 @@ func checkRoutes(pod *rtnl.Conn, want []*types.Route) error {
 	return nil
 }
 
-// bridgeGC deletes host ends on this bridge that belong to no valid attachment, then lets the IPAM plugin do the same. Only
-// interfaces with a name as ours are looked at.
+// bridgeGC deletes what belongs to no valid attachment: with our own leases by those, so that pods of others on the bridge are safe;
+// else every port with a name as ours has. Then the IPAM plugin does the same.
 func (h *Host) bridgeGC(ctx context.Context, c *Call, conf *bridgeConf) error {
-	br, err := h.rt.Link(conf.Bridge)
-	if err == nil {
+	valid := conf.valid()
+	var dead []string
+	if conf.ownIPAM() {
+		store, err := hostLocalStore(h, &conf.header)
+		if err != nil {
+			return err
+		}
+		all, err := store.All()
+		if err != nil {
+			return err
+		}
+		for _, l := range all {
+			if !l.Foreign && !valid[types.GCAttachment{ContainerID: l.Owner.Container, IfName: l.Owner.IfName}] {
+				dead = append(dead, vethName(l.Owner.Container, l.Owner.IfName))
+			}
+		}
+	} else if br, err := h.rt.Link(conf.Bridge); err == nil {
 		links, err := h.rt.Links()
 		if err != nil {
 			return err
 		}
 		keep := map[string]bool{}
-		for a := range conf.valid() {
+		for a := range valid {
 			keep[vethName(a.ContainerID, a.IfName)] = true
 		}
 		for _, l := range links {
 			if l.Kind == "veth" && l.Master == br.Index && isVethName(l.Name) && !keep[l.Name] {
-				if err := h.rt.Do(rtnl.DeleteLink(l.Name).Allow(enodev)); err != nil {
-					return err
-				}
+				dead = append(dead, l.Name)
 			}
 		}
+	}
+	if err := h.DeleteLinks(dead); err != nil {
+		return err
 	}
 	return h.ipam(ctx, c, conf, nil)
 }

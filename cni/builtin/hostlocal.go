@@ -294,7 +294,7 @@ func hostLocalGC(h *Host, conf *header) error {
 	}
 	valid := conf.valid()
 	for _, l := range all {
-		if !valid[types.GCAttachment{ContainerID: l.Owner.Container, IfName: l.Owner.IfName}] {
+		if !l.Foreign && !valid[types.GCAttachment{ContainerID: l.Owner.Container, IfName: l.Owner.IfName}] {
 			if err := store.Release(l.Owner); err != nil {
 				return err
 			}

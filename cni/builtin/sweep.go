@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"crishim.dev/cni/builtin/lease"
 	"crishim.dev/cni/builtin/nat"
@@ -42,7 +43,7 @@ func (h *Host) sweepLeases(network string, keep func(string) bool) error {
 		return err
 	}
 	for _, l := range all {
-		if keep(l.Owner.Container) {
+		if l.Foreign || keep(l.Owner.Container) {
 			continue
 		}
 		if err := h.rt.Do(rtnl.DeleteLink(vethName(l.Owner.Container, l.Owner.IfName)).Allow(enodev)); err != nil {
@@ -62,6 +63,18 @@ func (h *Host) Leases(network string) ([]lease.Lease, error) {
 		return nil, err
 	}
 	return store.All()
+}
+
+// HasLease says that the container holds an address in some network.
+func (h *Host) HasLease(container string) bool {
+	networks, err := os.ReadDir(filepath.Join(h.opts.StateDir, "leases"))
+	for _, n := range networks {
+		all, e := h.Leases(n.Name())
+		if err = errors.Join(err, e); slices.ContainsFunc(all, func(l lease.Lease) bool { return l.Owner.Container == container }) {
+			return true
+		}
+	}
+	return err != nil && !errors.Is(err, fs.ErrNotExist) // when in doubt it has
 }
 
 // RemoveTable deletes the nftables table: for the end of a node.

@@ -37,23 +37,27 @@ func (o Owner) String() string { return o.Container + "/" + o.IfName }
 type Lease struct {
 	Addr  netip.Addr
 	Owner Owner
+	// Foreign: acquired for somebody else than the runtime whose store it is, which must not release it on its own account.
+	Foreign bool
 }
 
 // Store is the leases of one network. Safe for concurrent use, also by several processes.
 type Store struct {
-	dir  string
-	lock *os.File
+	dir     string
+	foreign bool
+	lock    *os.File
 
 	mu      sync.Mutex // guards what is below; taken before the flock
 	change  uint64     // of the lock file when the index was read
 	loaded  bool
 	owners  map[netip.Addr]Owner
 	held    map[Owner][]netip.Addr
-	lastOne map[int]netip.Addr // by range set: where the round robin stands
+	others  map[netip.Addr]bool // foreign leases
+	lastOne map[int]netip.Addr  // by range set: where the round robin stands
 }
 
-// Open opens the directory of a network's leases, making it when missing.
-func Open(dir string) (*Store, error) {
+// Open opens the directory of a network's leases, making it when missing. With foreign the leases acquired through this Store are marked so.
+func Open(dir string, foreign bool) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open leases: %w", err)
 	}
@@ -61,7 +65,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open leases: %w", err)
 	}
-	return &Store{dir: dir, lock: lock, lastOne: map[int]netip.Addr{}}, nil
+	return &Store{dir: dir, foreign: foreign, lock: lock, lastOne: map[int]netip.Addr{}}, nil
 }
 
 // Close releases the descriptor; the leases stay.
@@ -69,6 +73,8 @@ func (s *Store) Close() error { return s.lock.Close() }
 
 const (
 	lockName = "lock" // upstream's name: its plugins take the same flock
+	// foreignMark follows the owner in a foreign lease. No name of an interface has a slash.
+	foreignMark = "/foreign"
 )
 
 // Acquire gives the owner an address of the set: the one it holds there already, else want if that is valid, else the next free one
@@ -139,15 +145,19 @@ func (s *Store) acquireNext(o Owner, set Set, index int) (netip.Addr, Range, err
 
 // claim makes the symbolic link; false if the address is taken after all.
 func (s *Store) claim(a netip.Addr, o Owner) (bool, error) {
-	err := os.Symlink(o.String(), filepath.Join(s.dir, a.String()))
+	target := o.String()
+	if s.foreign {
+		target += foreignMark
+	}
+	err := os.Symlink(target, filepath.Join(s.dir, a.String()))
 	if errors.Is(err, fs.ErrExist) {
-		s.note(a, s.read(a.String()))
+		s.note(s.read(a))
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("record lease: %w", err)
 	}
-	s.note(a, o)
+	s.note(Lease{a, o, s.foreign})
 	return true, nil
 }
 
@@ -171,6 +181,7 @@ func (s *Store) release(o Owner) error {
 			continue
 		}
 		delete(s.owners, a)
+		delete(s.others, a)
 	}
 	if len(s.held[o]) == 0 {
 		return nil
@@ -200,7 +211,7 @@ func (s *Store) All() ([]Lease, error) {
 	defer unlock()
 	out := make([]Lease, 0, len(s.owners))
 	for a, o := range s.owners {
-		out = append(out, Lease{a, o})
+		out = append(out, Lease{a, o, s.others[a]})
 	}
 	slices.SortFunc(out, func(a, b Lease) int { return a.Addr.Compare(b.Addr) })
 	return out, nil
@@ -264,14 +275,14 @@ func (s *Store) load() error {
 	if err != nil {
 		return fmt.Errorf("read leases: %w", err)
 	}
-	s.owners, s.held = map[netip.Addr]Owner{}, map[Owner][]netip.Addr{}
+	s.owners, s.held, s.others = map[netip.Addr]Owner{}, map[Owner][]netip.Addr{}, map[netip.Addr]bool{}
 	for _, n := range names {
 		a, err := netip.ParseAddr(n.Name())
 		if err != nil || a.String() != n.Name() {
 			continue
 		}
-		if o := s.read(n.Name()); o.Container != "" {
-			s.note(a, o)
+		if l := s.read(a); l.Owner.Container != "" {
+			s.note(l)
 			continue
 		}
 		// Upstream writes under this lock, in two steps: what is empty now was left by a crash between them.
@@ -294,25 +305,29 @@ func (s *Store) load() error {
 	return nil
 }
 
-// read gives the owner written in a lease of either form; the zero Owner if there is none.
-func (s *Store) read(name string) Owner {
-	path := filepath.Join(s.dir, name)
+// read gives the lease of an address, written in either form; without an owner if there is none. One that upstream wrote is foreign.
+func (s *Store) read(a netip.Addr) Lease {
+	path := filepath.Join(s.dir, a.String())
 	if target, err := os.Readlink(path); err == nil {
+		target, foreign := strings.CutSuffix(target, foreignMark)
 		c, i, _ := strings.Cut(target, "/")
-		return Owner{c, i}
+		return Lease{a, Owner{c, i}, foreign}
 	}
 	b, err := os.ReadFile(path)
 	if err != nil || len(b) > 4096 {
-		return Owner{}
+		return Lease{Addr: a}
 	}
 	c, i, _ := strings.Cut(strings.TrimSpace(string(b)), "\r\n")
-	return Owner{strings.TrimSpace(c), strings.TrimSpace(i)}
+	return Lease{a, Owner{strings.TrimSpace(c), strings.TrimSpace(i)}, true}
 }
 
-func (s *Store) note(a netip.Addr, o Owner) {
-	if _, known := s.owners[a]; known {
+func (s *Store) note(l Lease) {
+	if _, known := s.owners[l.Addr]; known {
 		return
 	}
-	s.owners[a] = o
-	s.held[o] = append(s.held[o], a)
+	s.owners[l.Addr] = l.Owner
+	s.held[l.Owner] = append(s.held[l.Owner], l.Addr)
+	if l.Foreign {
+		s.others[l.Addr] = true
+	}
 }
