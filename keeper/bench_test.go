@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -159,6 +160,8 @@ func BenchmarkMemory(b *testing.B) {
 	for b.Loop() {
 	}
 	e, y := p.settled(0, 0)
+	const quiet = 2 * time.Second // after which the keepers have tidied up
+	time.Sleep(quiet)
 	e0, y0 := pss(b, e), pss(b, y)
 	const n = 200
 	log, err := os.Create(filepath.Join(b.TempDir(), "log"))
@@ -169,6 +172,7 @@ func BenchmarkMemory(b *testing.B) {
 	for i := range n {
 		p.spawn(p.quick(fmt.Sprint("x", i), f, log))
 	}
+	time.Sleep(quiet)
 	e1, y1 := pss(b, e), pss(b, y)
 	b.ReportMetric(float64(e0), "KB-elder")
 	b.ReportMetric(float64(y0), "KB-younger")

@@ -70,7 +70,7 @@ func runElder(build string, fresh bool) error {
 		e.line.sendNow(proto.Marshal(0, &proto.Equipped{Build: e.build}), nil) //nolint:errcheck // its death is noticed elsewhere
 	}
 	go e.reap(e.childEnded)
-	return e.poll.run(func() {})
+	return e.poll.run(e.tidy)
 }
 
 // inherit reads what the image before left. Without anything, it was executed by boot.

@@ -28,6 +28,7 @@ type ledger struct {
 	// launching is the number of records that are not KeepLaunched.
 	launching int
 	guarded   bool
+	stirred   bool // something has changed since tidy
 }
 
 // record is one process. Fields are guarded by ledger.mu.
@@ -108,9 +109,25 @@ func (l *ledger) applyLocked(k *proto.Keep, fds []int) *record {
 			r.fds = append(r.fds, heldFD{h, int32(fds[i])})
 		}
 	}
+	l.stirred = true
 	l.guardLocked()
 	l.changed.Broadcast()
 	return r
+}
+
+//go:linkname freeOSMemory runtime/debug.freeOSMemory
+func freeOSMemory()
+
+// tidy gives memory back that launches have used. It is called when nothing has happened for a while; runtime/debug, which could be asked to, would bring
+// package os.
+func (l *ledger) tidy() {
+	l.mu.Lock()
+	stirred := l.stirred
+	l.stirred = false
+	l.mu.Unlock()
+	if stirred {
+		freeOSMemory()
+	}
 }
 
 // guardLocked makes the process immune to the signals that ask it to end as long as it keeps anything.
@@ -150,6 +167,7 @@ func (l *ledger) dropLocked(id string) {
 		unix.Close(int(h.fd))
 	}
 	r.fds = nil
+	l.stirred = true
 	l.guardLocked()
 	l.changed.Broadcast()
 }

@@ -47,7 +47,10 @@ func runYounger(build string) error {
 	if err := y.poll.add(fdListener, unix.EPOLLIN, door{y}); err != nil {
 		return at("watch listener", err)
 	}
-	return y.poll.run(y.pool.empty)
+	return y.poll.run(func() {
+		y.pool.empty()
+		y.tidy()
+	})
 }
 
 func newYounger(build string) (*younger, error) {
