@@ -125,6 +125,9 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 	if err := checkMounts(cfg.GetMounts()); err != nil {
 		return nil, err
 	}
+	if err := checkUsers(box, cfg, proc); err != nil {
+		return nil, err
+	}
 	signal, err := stopSignal(cfg.GetStopSignal(), img.Config.StopSignal)
 	if err != nil {
 		return nil, err

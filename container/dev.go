@@ -140,30 +140,34 @@ func rules(cfg *cri.ContainerConfig, list []device) *cgroup.Devices {
 }
 
 // makeDev makes the container's /dev: a detached tmpfs with the standard entries and those of list that lie in /dev.
-func makeDev(tty bool, list []device) (*os.File, error) {
+// The standard ones belong to owner, the others to whom they belong on the host.
+func makeDev(tty bool, list []device, owner int) (*os.File, error) {
 	root, err := detachedTmpfs("mode", "0755", "size", "65536k")
 	if err != nil {
 		return nil, fmt.Errorf("make /dev: %w", err)
 	}
-	if err := fillDev(root, tty, list); err != nil {
+	if err := fillDev(root, tty, list, owner); err != nil {
 		return nil, errors.Join(fmt.Errorf("make /dev: %w", err), root.Close())
 	}
 	return root, nil
 }
 
-func fillDev(root *os.File, tty bool, list []device) error {
+func fillDev(root *os.File, tty bool, list []device, owner int) error {
 	dir := int(root.Fd())
 	for _, n := range launch.DevNodes(tty) {
 		if err := makeNode(dir, n); err != nil {
 			return fmt.Errorf("%s: %w", n.Path, err)
 		}
 	}
+	if err := giveDev(dir, launch.DevNodes(tty), owner); err != nil {
+		return err
+	}
 	for _, d := range list {
 		rel, ok := strings.CutPrefix(d.target, "/dev/")
 		if !ok {
 			continue
 		}
-		if err := mkdirs(dir, path.Dir(rel)); err != nil {
+		if err := mkdirs(dir, path.Dir(rel), owner); err != nil {
 			return err
 		}
 		err := makeNode(dir, launch.Node{Path: rel, Mode: d.mode, Dev: d.dev})
@@ -196,14 +200,35 @@ func makeNode(dir int, n launch.Node) error {
 	return unix.Fchmodat(dir, n.Path, n.Mode&0o7777, 0) // whatever our umask is
 }
 
-func mkdirs(dir int, rel string) error {
+// giveDev gives /dev itself and its entries to owner.
+func giveDev(dir int, nodes []launch.Node, owner int) error {
+	if owner == 0 {
+		return nil
+	}
+	err := unix.Fchownat(dir, "", owner, owner, unix.AT_EMPTY_PATH)
+	for _, n := range nodes {
+		if err == nil {
+			err = unix.Fchownat(dir, n.Path, owner, owner, unix.AT_SYMLINK_NOFOLLOW)
+		}
+	}
+	return err
+}
+
+func mkdirs(dir int, rel string, owner int) error {
 	if rel == "." {
 		return nil
 	}
-	if err := mkdirs(dir, path.Dir(rel)); err != nil {
+	if err := mkdirs(dir, path.Dir(rel), owner); err != nil {
 		return err
 	}
-	if err := unix.Mkdirat(dir, rel, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := unix.Mkdirat(dir, rel, 0o755)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err == nil && owner != 0 {
+		err = unix.Fchownat(dir, rel, owner, owner, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", rel, err)
 	}
 	return nil

@@ -164,7 +164,11 @@ func (m *Manager) newExec(r *record) (*running, error) {
 
 // planExec gives the process what the container's first has: cgroup, user, capabilities, seccomp, oom_score_adj (KUBELET.md 20).
 func (l *launching) planExec(part *cgroup.Part, pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.Plan, error) {
-	base, err := describe(l.r, l.box, l.m.o.Rlimits)
+	box, err := l.m.o.Sandboxes.Get(string(l.r.Sandbox))
+	if err != nil {
+		return nil, err
+	}
+	base, err := describe(l.r, box, l.m.o.Rlimits)
 	if err != nil {
 		return nil, err
 	}
@@ -193,10 +197,7 @@ func (l *launching) planExec(part *cgroup.Part, pidfd *os.File, cmd []string, tt
 	for i, end := range []*pipeEnd{&pipes.stdin, &pipes.stdout, &pipes.stderr} {
 		d.Stdio[i] = l.files.Add(end.give())
 	}
-	box, err := l.m.o.Sandboxes.Get(string(l.r.Sandbox))
-	if err != nil {
-		return nil, err
-	}
+	_, d.UserNS = box.Users()
 	d.HostNet, d.HostUTS, d.HostIPC = box.HostNetwork(), box.HostNetwork(), box.HostIPC()
 	d.HostPID = pidMode(l.r.Config) == cri.NamespaceMode_NODE
 	return launch.Exec(d, l.m.o.Facts)

@@ -40,8 +40,6 @@ func checkMounts(mounts []*cri.Mount) error {
 			return errs.Newf(errs.Unsupported, "%s.image: image volumes are not offered (see RuntimeFeatures)", field)
 		case !filepath.IsAbs(mt.GetHostPath()):
 			return errs.Newf(errs.Invalid, "%s.host_path: %q is not an absolute path", field, mt.GetHostPath())
-		case len(mt.GetUidMappings())+len(mt.GetGidMappings()) > 0:
-			return errs.Newf(errs.Unsupported, "%s.uidMappings: user namespaces are not offered by this handler", field)
 		case len(mt.GetMountOptions()) > 0:
 			return errs.Newf(errs.Unsupported, "%s.mount_options: not offered (see RuntimeFeatures)", field)
 		}
@@ -67,8 +65,8 @@ func mountableProc() []string {
 	}
 }
 
-// openVolume makes a detached copy of a host path with the attributes that the request wants.
-func openVolume(mt *cri.Mount) (f *os.File, err error) {
+// openVolume makes a detached copy of a host path with the attributes that the request wants; where it maps owners, by userNS.
+func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 	host := mt.GetHostPath()
 	if _, err := os.Stat(host); errors.Is(err, os.ErrNotExist) {
 		// As containerd and Docker do: kubelet checks hostPath types itself before.
@@ -84,6 +82,11 @@ func openVolume(mt *cri.Mount) (f *os.File, err error) {
 	f, err = cloneTree(host, unix.AT_RECURSIVE)
 	if err != nil {
 		return nil, err
+	}
+	if len(mt.GetUidMappings()) > 0 {
+		if err := mapOwners(f, userNS); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
 	}
 	attr := unix.MountAttr{}
 	switch mt.GetPropagation() {
@@ -185,7 +188,7 @@ func (l *launching) volumes() ([]launch.Mount, error) {
 	taken := map[string]bool{}
 	for _, mt := range l.r.Config.GetMounts() {
 		target := path.Clean("/" + mt.GetContainerPath())
-		f, err := openVolume(mt)
+		f, err := openVolume(mt, l.userNS)
 		if err == nil {
 			err = add(target, f)
 		}
@@ -216,6 +219,9 @@ func (l *launching) volumes() ([]launch.Mount, error) {
 	}
 	for i, target := range l.r.Volumes {
 		f, err := cloneTree(l.m.volumeDir(l.r.ID, i), 0)
+		if err == nil && l.userNS != nil {
+			err = mapOwners(f, l.userNS)
+		}
 		if err == nil {
 			err = add(target, f)
 		}

@@ -47,9 +47,6 @@ func (m *Manager) checkSecurity(cfg *cri.ContainerConfig) error {
 	if _, err := m.filter(sc, granted); err != nil {
 		return err
 	}
-	if u := sc.GetNamespaceOptions().GetUsernsOptions(); u != nil && u.GetMode() == cri.NamespaceMode_POD {
-		return errs.Newf(errs.Unsupported, "userns_options: user namespaces are not offered by this handler")
-	}
 	if len(cfg.GetCDIDevices()) > 0 {
 		return errs.Newf(errs.Unsupported, "CDI_devices: not offered (see RuntimeFeatures)")
 	}

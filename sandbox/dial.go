@@ -73,6 +73,7 @@ func (m *Manager) sockets(ctx context.Context, id ID, list []launch.Socket) ([]*
 	if err != nil {
 		return nil, err
 	}
+	_ = p.PIDFD.Close()
 	return p.Files, nil
 }
 

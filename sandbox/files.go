@@ -16,7 +16,7 @@ import (
 // Layout derives every path of a sandbox from its id. All of it is on tmpfs.
 //
 //	<Run>/pods/<id>/{hostname,hosts,resolv.conf}   mounted into each container
-//	<Run>/ns/<id>/{net,ipc,uts,pid}                pinned namespaces
+//	<Run>/ns/<id>/{net,ipc,uts,pid,user}           pinned namespaces
 //	<Run>/ns/<id>/shm                              the pod's /dev/shm, a mounted tmpfs
 type Layout struct {
 	// Run is the daemon's directory on tmpfs, usually /run/shim.
@@ -38,7 +38,7 @@ func (l Layout) ResolvConf(id ID) string { return filepath.Join(l.Dir(id), "reso
 // Pins is the directory of the pod's pinned namespaces.
 func (l Layout) Pins(id ID) string { return filepath.Join(l.Run, "ns", string(id)) }
 
-// Pin is the file that pins the namespace of that kind: "net", "ipc", "uts" or "pid".
+// Pin is the file that pins the namespace of that kind: "net", "ipc", "uts", "pid" or "user".
 func (l Layout) Pin(id ID, kind string) string { return filepath.Join(l.Pins(id), kind) }
 
 // Shm is the mount point of the pod's /dev/shm.
@@ -59,12 +59,19 @@ func (m *Manager) writeFiles(id ID, cfg *cri.PodSandboxConfig, hostname string, 
 	if err := os.MkdirAll(m.o.Layout.Dir(id), 0o700); err != nil {
 		return fmt.Errorf("make pod directory: %w", err)
 	}
+	root, _ := users(cfg)
 	for path, data := range map[string][]byte{
 		m.o.Layout.Hostname(id):   []byte(hostname + "\n"),
 		m.o.Layout.Hosts(id):      hosts,
 		m.o.Layout.ResolvConf(id): resolv,
 	} {
 		if err := os.WriteFile(path, data, 0o644); err != nil {
+			return fmt.Errorf("write pod file: %w", err)
+		}
+		if root.Host == 0 {
+			continue
+		}
+		if err := os.Chown(path, int(root.Host), int(root.Host)); err != nil {
 			return fmt.Errorf("write pod file: %w", err)
 		}
 	}

@@ -53,7 +53,7 @@ func (m *Manager) startInit(ctx context.Context, r *record) (pid int, err error)
 }
 
 func (m *Manager) describeInit(r *record, group *cgroup.Group, files *launch.FDList) (*launch.PodInitDescription, error) {
-	d := &launch.PodInitDescription{UserNS: launch.NoFD}
+	d := &launch.PodInitDescription{}
 	procs, dir, err := group.Files()
 	if err != nil {
 		return nil, fmt.Errorf("open the init's cgroup: %w", err)
@@ -62,7 +62,7 @@ func (m *Manager) describeInit(r *record, group *cgroup.Group, files *launch.FDL
 	for _, f := range procs {
 		d.Procs = append(d.Procs, files.Add(f))
 	}
-	for kind, fd := range map[string]*launch.FD{"net": &d.NetNS, "ipc": &d.IPCNS, "uts": &d.UTSNS} {
+	for kind, fd := range map[string]*launch.FD{"net": &d.NetNS, "ipc": &d.IPCNS, "uts": &d.UTSNS, "user": &d.UserNS} {
 		*fd = launch.NoFD
 		f, err := os.Open(m.o.Layout.Pin(r.ID, kind))
 		if errors.Is(err, os.ErrNotExist) { // the host's

@@ -23,12 +23,14 @@ import (
 	"crishim.dev/internal/keylock"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
+	"crishim.dev/proto"
 	"crishim.dev/store"
 )
 
 // Keeper runs programs; *client.Client is one.
 type Keeper interface {
 	Spawn(ctx context.Context, s client.Spawn) (*client.Process, error)
+	Release(ctx context.Context, id, name string, p *proto.Program) (*client.Process, error)
 	Forget(ctx context.Context, id string) error
 }
 
@@ -51,6 +53,8 @@ type Options struct {
 	Network Network
 	Cgroups *cgroup.Manager
 	Facts   launch.Facts
+	// NoUserNS says why pods can't have user namespaces on this host (ProbeUserNS); nil when they can.
+	NoUserNS error
 	// Changed is called, without locks held, after every change of a sandbox that kubelet may want to know of.
 	Changed func(ID, Change)
 	Log     *slog.Logger

@@ -30,13 +30,14 @@ func (m *Manager) pin(id ID, kind string, ns *os.File) error {
 }
 
 // mountShm mounts the pod's /dev/shm, which lives as long as the pod's namespaces.
-func (m *Manager) mountShm(id ID) error {
-	path := m.o.Layout.Shm(id)
+func (m *Manager) mountShm(r *record) error {
+	path := m.o.Layout.Shm(r.ID)
+	ids, _ := users(r.Config)
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if err := unix.Mount("shm", path, "tmpfs", flags, "mode=1777,size="+shmSize); err != nil {
+	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%s,uid=%[2]d,gid=%[2]d", shmSize, ids.Host)); err != nil {
 		return errors.Join(fmt.Errorf("mount /dev/shm: %w", err), os.Remove(path))
 	}
 	return nil

@@ -73,7 +73,8 @@ const nsfsMagic = 0x6e736673
 
 // pinned says whether the namespaces that the pod needs are still there.
 func (m *Manager) pinned(r *record) bool {
-	want := map[string]bool{"net": !hostNetwork(r.Config), "ipc": !hostIPC(r.Config), "pid": sharedPID(r.Config)}
+	_, mapped := users(r.Config)
+	want := map[string]bool{"net": !hostNetwork(r.Config), "ipc": !hostIPC(r.Config), "pid": sharedPID(r.Config), "user": mapped}
 	for kind, needed := range want {
 		if !needed {
 			continue

@@ -11,6 +11,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/errs"
@@ -77,7 +78,7 @@ func newID() (ID, error) {
 }
 
 func (m *Manager) run(ctx context.Context, cfg *cri.PodSandboxConfig, handler string) (ID, error) {
-	if err := check(cfg); err != nil {
+	if err := m.check(cfg); err != nil {
 		return "", err
 	}
 	id, err := newID()
@@ -124,10 +125,9 @@ func (m *Manager) abandon(ctx context.Context, r *record, cause error) error {
 }
 
 // check refuses what no kernel object should be made for.
-func check(cfg *cri.PodSandboxConfig) error {
-	ns := nsOptions(cfg)
-	if u := ns.GetUsernsOptions(); u != nil && u.GetMode() == cri.NamespaceMode_POD {
-		return errs.Newf(errs.Unsupported, "run pod: userns_options: user namespaces are not offered by this handler (see RuntimeHandlerFeatures.user_namespaces)")
+func (m *Manager) check(cfg *cri.PodSandboxConfig) error {
+	if err := m.checkUsers(cfg); err != nil {
+		return fmt.Errorf("run pod: %w", err)
 	}
 	for name, value := range cfg.GetLinux().GetSysctls() {
 		if err := launch.ValidSysctl(name, value, hostNetwork(cfg), hostIPC(cfg)); err != nil {
@@ -147,11 +147,12 @@ func (m *Manager) build(ctx context.Context, r *record) (*record, error) {
 		}
 		hostname = h
 	}
-	if err := m.makeCgroup(ctx, r); err != nil {
-		return nil, err
-	}
+	// The cgroup's many directories are made while the keeper makes the namespaces.
+	var making errgroup.Group
+	making.Go(func() error { return m.makeCgroup(ctx, r) })
 	socket, err := m.makeNamespaces(ctx, r, hostname)
-	if err != nil {
+	if err := errors.Join(err, making.Wait()); err != nil {
+		closeAll([]*os.File{socket}, nil)
 		return nil, err
 	}
 	if socket != nil {
@@ -197,12 +198,21 @@ func (m *Manager) makeNamespaces(ctx context.Context, r *record, hostname string
 	if err := os.MkdirAll(m.o.Layout.Pins(r.ID), 0o700); err != nil {
 		return nil, fmt.Errorf("pin namespaces: %w", err)
 	}
+	var files launch.FDList
+	user, err := m.makeUserNS(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if user != nil {
+		defer user.Close()
+		d.UserNS = files.Add(user)
+	}
 	var kinds []string // what the program reports, in its order (launch.PodDescription)
 	if !d.HostNet {
 		kinds = append(kinds, "netlink", "net")
 	}
 	if !d.HostIPC {
-		if err := m.mountShm(r.ID); err != nil {
+		if err := m.mountShm(r); err != nil {
 			return nil, err
 		}
 		kinds = append(kinds, "ipc")
@@ -219,12 +229,12 @@ func (m *Manager) makeNamespaces(ctx context.Context, r *record, hostname string
 	}
 	p, err := m.o.Keeper.Spawn(ctx, client.Spawn{
 		Spawn:   proto.Spawn{ID: "ns-" + string(r.ID), CloneFlags: plan.CloneFlags, Cgroup: -1, Run: true},
-		Program: plan.Program, Name: "make namespaces",
+		Program: plan.Program, Files: files.Files, Name: "make namespaces",
 	})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { closeAll(p.Files, socket) }()
+	defer func() { closeAll(append(p.Files, p.PIDFD), socket) }()
 	if len(p.Files) != len(kinds) {
 		return nil, fmt.Errorf("make namespaces: the keeper returned %d descriptors, not %d", len(p.Files), len(kinds))
 	}
@@ -255,7 +265,7 @@ func closeAll(files []*os.File, keep *os.File) {
 // sysctls gives the request's settings over the defaults that containerd 2 has (KUBELET.md 25).
 func (m *Manager) sysctls(cfg *cri.PodSandboxConfig) map[string]string {
 	out := map[string]string{}
-	if !hostNetwork(cfg) {
+	if _, mapped := users(cfg); !mapped && !hostNetwork(cfg) {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}

@@ -70,6 +70,9 @@ func (m *Manager) teardown(ctx context.Context, r *record) error {
 	if sharedPID(r.Config) {
 		step("end the pod's init", m.endInit(ctx, r))
 	}
+	if _, mapped := users(r.Config); mapped {
+		step("end the maker of the user namespace", m.o.Keeper.Forget(ctx, usersID(r.ID)))
+	}
 	step("unpin", m.unpinAll(r.ID))
 	step("remove cgroup", m.prune(ctx, r.Cgroup))
 	return errors.Join(all...)
