@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"crishim.dev/cni/builtin/testpod"
 	"crishim.dev/internal/errs"
 )
@@ -227,6 +229,46 @@ func TestUnknownKeyRunsTheBinary(t *testing.T) {
 	detach(t, n, podOf(p))
 	if _, err := os.Stat(seen); err != nil {
 		t.Error("DEL did not reach the binary:", err)
+	}
+}
+
+func TestOverlappingSubnet(t *testing.T) {
+	n := open(t, nil)
+	world(t, 1) // the node has 192.0.2.0/24 and 2001:db8::/64 on uplink0
+	for subnet, want := range map[string]string{
+		"192.0.2.0/24":    "subnet 192.0.2.0/24 overlaps the host's route to 192.0.2.0/24 (interface uplink0)",
+		"192.0.2.128/25":  "overlaps",
+		"192.0.0.0/16":    "overlaps",
+		"2001:db8::/48":   "overlaps the host's route to 2001:db8::/64 (interface uplink0)",
+		"192.0.3.0/24":    "",
+		"2001:db8:1::/64": "",
+	} {
+		write(t, n, "10-x.conflist", listOf("x", subnet))
+		err := n.Status()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v; want %q", subnet, err, want)
+		}
+		_, err = n.Attach(context.Background(), podOf(testpod.New(t, 1)))
+		if (want == "") != (err == nil) {
+			t.Errorf("attach to %s: %v", subnet, err)
+		}
+		if err := n.GC(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := netlink.LinkByName("x0"); err == nil {
+			_ = netlink.LinkDel(l)
+		}
+	}
+	// In use, and after a restart, its own route is no conflict.
+	write(t, n, "10-x.conflist", listOf("x", "10.1.0.0/24"))
+	attach(t, n, podOf(testpod.New(t, 2)))
+	again, err := New(n.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Status(); err != nil {
+		t.Error(err)
 	}
 }
 

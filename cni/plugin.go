@@ -93,7 +93,9 @@ func (p *plugin) run(verb string, args *skel.CmdArgs) error {
 		}
 		return run.runBinary(ctx, path, config, withCommand(os.Environ(), call.Command))
 	}
-	call.Sysctl = func(path, _ string) error { return errs.Newf(errs.NotFound, "set sysctl %s: no network namespace", path) }
+	call.Sysctl = func(path, _ string) error {
+		return errs.Newf(errs.NotFound, "set sysctl %s: no network namespace", path)
+	}
 	if args.Netns != "" {
 		in, err := enter(args.Netns)
 		if err != nil && verb != "DEL" { // a DEL works without

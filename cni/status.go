@@ -45,6 +45,12 @@ func (n *Network) servable(c *loaded) (external bool, err error) {
 			return false, errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
 		}
 		external = external || by != runByUs
+		if by != runByUs || c.ready.Load() { // of a network that is in use the overlapping routes are its own
+			continue
+		}
+		if err := n.host.Overlap(p.Network.Type, p.Bytes); err != nil {
+			return false, errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
+		}
 	}
 	return external, nil
 }

@@ -274,3 +274,59 @@ func portsOf(t testing.TB, n *Network) []nat.Port {
 	}
 	return slices.Collect(maps.Keys(all))
 }
+
+// echo answers every datagram in the pod with the pod's name.
+func echo(t testing.TB, p *testpod.Pod, addr, name string) {
+	t.Helper()
+	var c net.PacketConn
+	p.Do(t, func() (err error) {
+		c, err = net.ListenPacket("udp", addr)
+		return err
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		b := make([]byte, 64)
+		for {
+			_, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo([]byte(name), from)
+		}
+	}()
+}
+
+// A client that never stops sending UDP from one port reaches whoever has the host port now.
+func TestStaleFlowsAreDropped(t *testing.T) {
+	n := open(t, nil)
+	w := world(t, 1)
+	var client net.Conn
+	w.Do(t, func() (err error) {
+		client, err = net.Dial("udp", "192.0.2.1:5353")
+		return err
+	})
+	defer client.Close()
+	answered := func(by string) {
+		t.Helper()
+		b := make([]byte, 64)
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+			_, _ = client.Write([]byte("?"))
+			_ = client.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+			if k, err := client.Read(b); err == nil && string(b[:k]) == by {
+				return
+			}
+		}
+		t.Fatalf("%s does not answer", by)
+	}
+	_, _ = client.Write([]byte("?")) // tracked as a connection to the host itself
+	for i, name := range []string{"first", "second", "third"} {
+		p := testpod.New(t, i)
+		pod := podOf(p)
+		pod.PortMappings = []PortMapping{{HostPort: 5353, ContainerPort: 53, Protocol: "UDP"}}
+		attach(t, n, pod)
+		echo(t, p, ":53", name)
+		answered(name)
+		detach(t, n, pod)
+		p.Kill()
+	}
+}

@@ -129,10 +129,13 @@ func (conf *bridgeConf) setVLANs(l rtnl.Link) error {
 	return nil
 }
 
+// vlanPort names the interface with the gateways' addresses of a VLAN.
+func (conf *bridgeConf) vlanPort() string { return fmt.Sprintf("%s.%d", conf.Bridge, conf.VLAN) }
+
 // ensureVLANPort gives the interface that has the gateways' addresses of a VLAN: one end of a pair whose other end is a port of the
 // bridge in that VLAN.
 func ensureVLANPort(h *Host, conf *bridgeConf, br rtnl.Link) (rtnl.Link, error) {
-	name := fmt.Sprintf("%s.%d", conf.Bridge, conf.VLAN)
+	name := conf.vlanPort()
 	if err := validName(name); err != nil {
 		return rtnl.Link{}, err
 	}

@@ -46,6 +46,7 @@ type Host struct {
 	opts Options
 	rt   *rtnl.Conn
 	nat  *nat.Table
+	old  *stale
 
 	mu     sync.Mutex // guards stores
 	stores map[string]*lease.Store
@@ -62,11 +63,16 @@ func Open(o Options) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Host{opts: o, rt: rt, nat: table, stores: map[string]*lease.Store{}}, nil
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	old := &stale{warn: func(err error) { o.Log.Warn("former traffic of a host port may go on", "error", err) }}
+	return &Host{opts: o, rt: rt, nat: table, old: old, stores: map[string]*lease.Store{}}, nil
 }
 
 // Close ends the connections; what was set up stays.
 func (h *Host) Close() error {
+	h.old.wait()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for dir, s := range h.stores {
