@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,8 @@ import (
 
 // node is everything behind the sockets.
 type node struct {
+	cfg   config.Config
+	log   *slog.Logger
 	cri   server.Options
 	admin server.AdminOptions
 	// closers undo build, to be run backwards.
@@ -46,115 +49,149 @@ type node struct {
 // Close lets go of everything; containers run on.
 func (n *node) Close() error {
 	var all []error
-	for i := len(n.closers) - 1; i >= 0; i-- {
-		all = append(all, n.closers[i]())
+	for _, c := range slices.Backward(n.closers) {
+		all = append(all, c())
 	}
 	return errors.Join(all...)
 }
 
 func (n *node) closing(f func() error) { n.closers = append(n.closers, f) }
 
-// build makes every object of the daemon and brings back the state of before. When it returns, calls can be answered.
+// build makes every object of the daemon, floor by floor, and brings back the state of before. When it returns, calls can be answered.
 func build(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, err error) {
-	n = &node{}
+	n = &node{cfg: cfg, log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	host, err := kernel.Probe()
+	b, err := n.base(ctx)
 	if err != nil {
-		return n, fmt.Errorf("look at the host: %w", err)
+		return n, err
 	}
-	facts := launch.FromKernel(host)
+	m := n.managers(b)
+	// In this order: containers look at their pods.
+	if err := m.sandboxes.Recover(ctx); err != nil {
+		return n, fmt.Errorf("recover pods: %w", err)
+	}
+	if err := m.containers.Recover(ctx); err != nil {
+		return n, fmt.Errorf("recover containers: %w", err)
+	}
+	n.run(m.containers.Run)
+	return n, n.services(b, m)
+}
+
+// base is what pods and containers stand on: the host, the disk, the keeper, the network, the records.
+type base struct {
+	host             kernel.Facts
+	cgroups          *cgroup.Manager
+	snapshots        *snapshot.Store
+	images           *image.Store
+	network          *cni.Network
+	keeper           *keeper.Client
+	pods, containers *store.Store
+	// noUserNS says why pods can't have user namespaces here.
+	noUserNS error
+}
+
+func (n *node) base(ctx context.Context) (b base, err error) {
+	cfg, log := n.cfg, n.log
+	if b.host, err = kernel.Probe(); err != nil {
+		return b, fmt.Errorf("look at the host: %w", err)
+	}
 	for _, dir := range []string{cfg.Root, cfg.State} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return n, fmt.Errorf("make state directory: %w", err)
+			return b, fmt.Errorf("make state directory: %w", err)
 		}
 	}
-
-	cgroups, err := cgroup.New(cgroup.Options{Driver: cfg.Cgroup.Driver, Parent: cfg.Cgroup.Parent, Log: log})
-	if err != nil {
-		return n, err
+	if b.cgroups, err = cgroup.New(cgroup.Options{Driver: cfg.Cgroup.Driver, Parent: cfg.Cgroup.Parent, Log: log}); err != nil {
+		return b, err
 	}
-	n.closing(cgroups.Close)
-	snaps, err := snapshot.Open(filepath.Join(cfg.Root, "snapshots"), log)
-	if err != nil {
-		return n, err
+	n.closing(b.cgroups.Close)
+	if b.snapshots, err = snapshot.Open(filepath.Join(cfg.Root, "snapshots"), log); err != nil {
+		return b, err
 	}
-	n.closing(snaps.Close)
-	images, err := image.Open(image.Options{
+	n.closing(b.snapshots.Close)
+	if b.images, err = image.Open(image.Options{
 		Dir: filepath.Join(cfg.Root, "images"), Registry: registry.Options{CertsDir: cfg.Image.CertsDir}, Parallel: cfg.Image.Parallel,
-	}, snaps, log)
-	if err != nil {
-		return n, err
+	}, b.snapshots, log); err != nil {
+		return b, err
 	}
-	n.closing(images.Close)
-	network, err := n.network(cfg, log)
-	if err != nil {
-		return n, err
+	n.closing(b.images.Close)
+	if b.network, err = n.network(); err != nil {
+		return b, err
 	}
-	pair, err := keeper.New(ctx, keeper.Options{
+	if b.keeper, err = keeper.New(ctx, keeper.Options{
 		Socket: filepath.Join(cfg.State, "keeper", keeper.SocketName), Log: log,
 		Start: func(context.Context) error { return keeper.Start(cfg.Keeper, filepath.Join(cfg.State, "keeper")) },
-	})
-	if err != nil {
-		return n, err
+	}); err != nil {
+		return b, err
 	}
-	n.closing(pair.Close)
-	podRecords, err := n.records(cfg, "pods", log)
-	if err != nil {
-		return n, err
+	n.closing(b.keeper.Close)
+	if b.noUserNS = sandbox.ProbeUserNS(ctx, b.keeper, b.host, cfg.Root); b.noUserNS != nil {
+		log.Info("pods can't have user namespaces here", "reason", b.noUserNS)
 	}
-	containerRecords, err := n.records(cfg, "containers", log)
-	if err != nil {
-		return n, err
+	if b.pods, err = n.records("pods"); err != nil {
+		return b, err
 	}
+	b.containers, err = n.records("containers")
+	return b, err
+}
 
-	var events *server.Publisher // set below, before anything can change
-	layout := sandbox.Layout{Run: cfg.State}
-	sandboxes := sandbox.New(sandbox.Options{
-		Layout: layout, NetNSLinks: "/run/netns", HostEtc: "/etc", Store: podRecords, Keeper: pair, Network: network,
-		Cgroups: cgroups, Facts: facts, Log: log,
-		Changed: func(id sandbox.ID, c sandbox.Change) { events.SandboxChanged(id, c) },
-	})
-	containers := container.New(container.Options{
-		Layout: layout, Dir: filepath.Join(cfg.Root, "containers"), Store: containerRecords, Keeper: pair, Sandboxes: sandboxes,
-		Images: images, Snapshots: snaps, Cgroups: cgroups, Facts: facts, Rlimits: rlimits(cfg.Limits), Tasks: cfg.Limits.Tasks,
-		Filters: seccomp.NewCache(seccomp.Target{Arch: runtime.GOARCH, Major: host.Major, Minor: host.Minor}),
-		Log:     log,
-		Changed: func(id container.ID, pod sandbox.ID, c container.Change) { events.ContainerChanged(id, pod, c) },
-	})
-	events = server.NewPublisher(sandboxes, containers)
-	if err := errors.Join(sandboxes.Recover(ctx), containers.Recover(ctx)); err != nil {
-		return n, fmt.Errorf("recover: %w", err)
-	}
-	n.run(containers.Run)
+// managers are the lives of pods and containers, and what is told of them.
+type managers struct {
+	sandboxes  *sandbox.Manager
+	containers *container.Manager
+	events     *server.Publisher
+}
 
+func (n *node) managers(b base) *managers {
+	cfg, m := n.cfg, &managers{}
+	layout, facts := sandbox.Layout{Run: cfg.State}, launch.FromKernel(b.host)
+	m.sandboxes = sandbox.New(sandbox.Options{
+		Layout: layout, NetNSLinks: "/run/netns", HostEtc: "/etc", Store: b.pods, Keeper: b.keeper, Network: b.network,
+		Cgroups: b.cgroups, Facts: facts, NoUserNS: b.noUserNS, Log: n.log,
+		Changed: func(id sandbox.ID, c sandbox.Change) { m.events.SandboxChanged(id, c) },
+	})
+	m.containers = container.New(container.Options{
+		Layout: layout, Dir: filepath.Join(cfg.Root, "containers"), Store: b.containers, Keeper: b.keeper, Sandboxes: m.sandboxes,
+		Images: b.images, Snapshots: b.snapshots, Cgroups: b.cgroups, Facts: facts, Rlimits: rlimits(cfg.Limits), Tasks: cfg.Limits.Tasks,
+		Filters: seccomp.NewCache(seccomp.Target{Arch: runtime.GOARCH, Major: b.host.Major, Minor: b.host.Minor}), Log: n.log,
+		Changed: func(id container.ID, pod sandbox.ID, c container.Change) { m.events.ContainerChanged(id, pod, c) },
+	})
+	m.events = server.NewPublisher(m.sandboxes, m.containers)
+	return m
+}
+
+// services makes what answers calls out of the managers.
+func (n *node) services(b base, m *managers) error {
+	cfg := n.cfg
 	streams, err := stream.New(stream.Options{
 		Address: cfg.Streaming.Address, TLSCert: cfg.Streaming.TLSCert, TLSKey: cfg.Streaming.TLSKey,
 		IdleTimeout: time.Duration(cfg.Streaming.IdleTimeout), CreationTimeout: time.Duration(cfg.Streaming.CreationTimeout),
-		Runtime: &server.StreamRuntime{Sandboxes: sandboxes, Containers: containers, Execs: containers, Dialer: sandboxes.Dial}, Log: log,
+		Runtime: &server.StreamRuntime{Sandboxes: m.sandboxes, Containers: m.containers, Execs: m.containers, Dialer: m.sandboxes.Dial}, Log: n.log,
 	})
 	if err != nil {
-		return n, err
+		return err
 	}
 	n.closing(streams.Close)
-	mount, err := images.MountPoint()
+	mount, err := b.images.MountPoint()
 	if err != nil {
-		return n, err
+		return err
 	}
-	meter := stats.New(stats.Options{Cgroups: cgroups, WritableLayer: writableLayer(snaps, mount)})
+	meter := stats.New(stats.Options{Cgroups: b.cgroups, WritableLayer: writableLayer(b.snapshots, mount)})
 	n.closing(meter.Close)
+	handler := server.Handler{RecursiveReadOnlyMounts: b.host.Features.MountSetattr, UserNamespaces: b.noUserNS == nil}
 	n.cri = server.Options{
-		Version: version, SystemdCgroups: cgroups.Driver() == cgroup.Systemd,
-		Default:  server.Handler{RecursiveReadOnlyMounts: host.Features.MountSetattr},
-		Handlers: handlers(cfg.Runtime.Handlers, host), Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
-		Sandboxes: sandboxes, Containers: containers, Execs: containers, Images: imageAdapter{images}, Network: network,
-		Stats: meter, Events: events, URLs: streams, Log: log,
+		Version: version, SystemdCgroups: b.cgroups.Driver() == cgroup.Systemd,
+		Default: handler, Handlers: handlers(cfg.Runtime.Handlers, handler), Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Sandboxes: m.sandboxes, Containers: m.containers, Execs: m.containers, Images: imageAdapter{b.images}, Network: b.network,
+		Stats: meter, Events: m.events, URLs: streams, Log: n.log,
 	}
-	n.admin = server.AdminOptions{Version: version, Sandboxes: sandboxes, Containers: containers, Importer: imageAdapter{images}, Log: log}
-	return n, nil
+	n.admin = server.AdminOptions{
+		Version: version, Sandboxes: m.sandboxes, Containers: m.containers, Importer: imageAdapter{b.images}, Log: n.log,
+	}
+	return nil
 }
 
 // run starts a worker that ends with the node.
@@ -169,10 +206,11 @@ func (n *node) run(work func(context.Context)) {
 	})
 }
 
-func (n *node) network(cfg config.Config, log *slog.Logger) (*cni.Network, error) {
+func (n *node) network() (*cni.Network, error) {
+	cfg := n.cfg
 	network, err := cni.New(cni.Options{
 		ConfDir: cfg.Network.ConfDir, BinDirs: cfg.Network.BinDirs, Builtin: cfg.Network.Builtin,
-		CacheDir: filepath.Join(cfg.State, "network", "cache"), StateDir: filepath.Join(cfg.State, "network", "state"), Log: log,
+		CacheDir: filepath.Join(cfg.State, "network", "cache"), StateDir: filepath.Join(cfg.State, "network", "state"), Log: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -188,14 +226,14 @@ func (n *node) network(cfg config.Config, log *slog.Logger) (*cni.Network, error
 	return network, network.SetPodCIDRs([]netip.Prefix{subnet})
 }
 
-func (n *node) records(cfg config.Config, kind string, log *slog.Logger) (*store.Store, error) {
+func (n *node) records(kind string) (*store.Store, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
 	s, err := store.Open(store.Options{
-		Dir: filepath.Join(cfg.State, "records", kind), Behind: filepath.Join(cfg.Root, "records", kind),
-		Boot: string(bytes.TrimSpace(boot)), Log: log,
+		Dir: filepath.Join(n.cfg.State, "records", kind), Behind: filepath.Join(n.cfg.Root, "records", kind),
+		Boot: string(bytes.TrimSpace(boot)), Log: n.log,
 	})
 	if err != nil {
 		return nil, err
