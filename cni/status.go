@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -122,4 +123,29 @@ func uplinkMTU() int {
 		}
 	}
 	return 0
+}
+
+// Findings tells what others on this host do to pod traffic, and what to do about it: one text for each chain that drops what the pods
+// of a built-in network send. None is good.
+func (n *Network) Findings() ([]string, error) {
+	c := n.current()
+	if c.err != nil {
+		return nil, c.err
+	}
+	drops, err := n.host.Ports().ForeignDrops()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, p := range c.list.Plugins {
+		for _, s := range builtin.Subnets(p.Network.Type, p.Bytes) {
+			for _, d := range drops {
+				if d.Concerns(s) {
+					out = append(out, fmt.Sprintf("chain %s of nftables table %s %s drops what no rule of it accepts, pod traffic (%s) too; let it through: %s",
+						d.Chain, d.Family, d.Table, s, strings.Join(d.Remedy(s), " ; ")))
+				}
+			}
+		}
+	}
+	return out, nil
 }

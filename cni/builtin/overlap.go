@@ -3,6 +3,8 @@
 package builtin
 
 import (
+	"net/netip"
+
 	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
 )
@@ -45,4 +47,20 @@ func (h *Host) Overlap(typ string, config []byte) error {
 		}
 	}
 	return nil
+}
+
+// Subnets lists the networks of pods of a built-in plugin's configuration; none if there are none or it makes no sense.
+func Subnets(typ string, config []byte) []netip.Prefix {
+	if typ != "bridge" {
+		return nil
+	}
+	conf, err := parseBridge(&Call{Config: config})
+	if err != nil || !conf.ownIPAM() {
+		return nil
+	}
+	l, err := parseHostLocal(&conf.header, "")
+	if err != nil {
+		return nil
+	}
+	return l.subnets()
 }

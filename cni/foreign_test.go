@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+
+	"crishim.dev/cni/builtin/testpod"
+)
+
+// foreign makes tables as iptables-nft (with a FORWARD policy of drop), kube-proxy and a firewall have them.
+func foreign(t *testing.T) func() {
+	t.Helper()
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	drop := nftables.ChainPolicyDrop
+	filter := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
+	c.AddChain(&nftables.Chain{Table: filter, Name: "FORWARD", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
+		Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	kube := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "kube-proxy"})
+	c.AddChain(&nftables.Chain{Table: kube, Name: "nat-prerouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting,
+		Priority: nftables.ChainPriorityNATDest})
+	if err := c.AddSet(&nftables.Set{Table: kube, Name: "services", KeyType: nftables.TypeIPAddr}, []nftables.SetElement{{Key: []byte{10, 96, 0, 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	own := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "firewall"})
+	c.AddChain(&nftables.Chain{Table: own, Name: "fwd", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
+		Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		for _, table := range []*nftables.Table{filter, kube, own} {
+			c.DelTable(table)
+		}
+		if err := c.Flush(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestOthersTablesAreNotTouched(t *testing.T) {
+	n := open(t, nil)
+	if f, err := n.Findings(); err != nil || len(f) != 0 {
+		t.Errorf("findings on an empty host: %q, %v", f, err)
+	}
+	remove := foreign(t)
+	theirs := func() []string {
+		return slices.DeleteFunc(testpod.Ruleset(t), func(l string) bool { return strings.Contains(l, " shim") })
+	}
+	before := theirs()
+	pod := podOf(testpod.New(t, 1))
+	pod.PortMappings = []PortMapping{{HostPort: 8080, ContainerPort: 80}}
+	attach(t, n, pod)
+	detach(t, n, pod)
+	if err := n.host.Ports().Rebuild(); err != nil {
+		t.Fatal(err)
+	}
+	if after := theirs(); !slices.Equal(before, after) {
+		t.Errorf("before %q after %q", before, after)
+	}
+	want := []string{
+		"chain FORWARD of nftables table ip filter drops what no rule of it accepts, pod traffic (10.88.0.0/16) too; let it through: " +
+			"iptables -I FORWARD -s 10.88.0.0/16 -j ACCEPT ; iptables -I FORWARD -d 10.88.0.0/16 -j ACCEPT",
+		"chain fwd of nftables table inet firewall drops what no rule of it accepts, pod traffic (10.88.0.0/16) too; let it through: " +
+			"nft insert rule inet firewall fwd ip saddr 10.88.0.0/16 accept ; nft insert rule inet firewall fwd ip daddr 10.88.0.0/16 accept",
+	}
+	got, err := n.Findings()
+	slices.Sort(got)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("findings %q, %v; want %q", got, err, want)
+	}
+	remove()
+}
+
+// The number of rules is the same whatever there is of pods and ports.
+func TestRulesDoNotGrow(t *testing.T) {
+	n := open(t, nil)
+	rules := func() []string {
+		return slices.DeleteFunc(testpod.Ruleset(t), func(l string) bool { return !strings.HasPrefix(l, "chain shim") })
+	}
+	var before []string
+	for i := range 20 {
+		pod := podOf(testpod.New(t, i))
+		for j := range 5 {
+			pod.PortMappings = append(pod.PortMappings, PortMapping{HostPort: int32(1000 + 10*i + j), ContainerPort: 80})
+		}
+		attach(t, n, pod)
+		if i == 0 {
+			before = rules()
+		}
+	}
+	if after := rules(); !slices.Equal(before, after) || len(portsOf(t, n)) != 100 {
+		t.Errorf("with one pod %q, with twenty %q", before, after)
+	}
+}
