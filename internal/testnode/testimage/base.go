@@ -3,18 +3,16 @@
 package testimage
 
 import (
-	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 )
 
 // Source is what the images are made from.
 type Source struct {
-	// Busybox is a static busybox; Debian's busybox-static will do.
+	// Busybox is a static busybox whose shell does not prefer its own applets (hack/busybox).
 	Busybox string
 	// Probe is the built program of internal/testnode/probe.
 	Probe string
@@ -42,8 +40,7 @@ nogroup:x:65534:
 `
 )
 
-// baseFiles are the tools: busybox, dash and the probe. Every applet is a hard link, so that masking one path hides one
-// applet; the shell is dash, because Debian's busybox runs its own applets without looking at PATH.
+// baseFiles are the tools: busybox and the probe. Every applet is a hard link, so that masking one path hides one applet.
 func baseFiles(s Source) ([]File, error) {
 	files := []File{
 		{Name: "bin/", Dir: true}, {Name: "etc/", Dir: true}, {Name: "home/", Dir: true}, {Name: "lib/", Dir: true},
@@ -60,7 +57,7 @@ func baseFiles(s Source) ([]File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list applets of busybox: %w", err)
 	}
-	ours := []string{"sh", "wget", "pgrep", "ipcs", "httpd", "busybox", "probe"}
+	ours := []string{"wget", "pgrep", "ipcs", "httpd", "busybox", "probe"}
 	files = append(files, File{Name: "bin/busybox", Mode: 0o755, Body: busybox})
 	for applet := range strings.FieldsSeq(string(list)) {
 		if !slices.Contains(ours, applet) && !strings.Contains(applet, "/") {
@@ -75,62 +72,5 @@ func baseFiles(s Source) ([]File, error) {
 	for _, name := range []string{"bin/wget", "bin/pgrep", "bin/ipcs", "usr/sbin/nginx", "usr/sbin/httpd"} {
 		files = append(files, File{Name: name, Mode: 0o755, Link: "bin/probe"})
 	}
-	shell, err := withLibraries("/bin/dash", "bin/sh")
-	if err != nil {
-		return nil, err
-	}
-	return append(files, shell...), nil
-}
-
-// withLibraries copies a dynamically linked program of this machine, its loader and its libraries.
-func withLibraries(path, as string) ([]File, error) {
-	body, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read program: %w", err)
-	}
-	files := []File{{Name: as, Mode: 0o755, Body: body}}
-	f, err := elf.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read program %s: %w", path, err)
-	}
-	defer f.Close()
-	loader := interpreter(f)
-	if loader == "" {
-		return files, nil
-	}
-	body, err = os.ReadFile(loader)
-	if err != nil {
-		return nil, fmt.Errorf("read loader: %w", err)
-	}
-	files = append(files, File{Name: strings.TrimPrefix(loader, "/"), Mode: 0o755, Body: body})
-	libraries, err := f.ImportedLibraries()
-	if err != nil {
-		return nil, fmt.Errorf("read libraries of %s: %w", path, err)
-	}
-	for _, l := range libraries {
-		found, err := filepath.Glob("/lib/*-linux-gnu/" + l)
-		if err != nil || len(found) == 0 {
-			return nil, fmt.Errorf("find library %s of %s: not in /lib/*-linux-gnu", l, path)
-		}
-		body, err := os.ReadFile(found[0])
-		if err != nil {
-			return nil, fmt.Errorf("read library: %w", err)
-		}
-		// The loader looks in /lib by itself; no cache file is needed.
-		files = append(files, File{Name: "lib/" + l, Mode: 0o755, Body: body})
-	}
 	return files, nil
-}
-
-// interpreter is the path of an ELF file's loader; "" for a static program.
-func interpreter(f *elf.File) string {
-	s := f.Section(".interp")
-	if s == nil {
-		return ""
-	}
-	text, err := s.Data()
-	if err != nil {
-		return ""
-	}
-	return strings.TrimRight(string(text), "\x00")
 }
