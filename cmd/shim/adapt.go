@@ -16,7 +16,6 @@ import (
 
 	"crishim.dev/config"
 	"crishim.dev/image"
-	"crishim.dev/internal/kernel"
 	"crishim.dev/launch"
 	"crishim.dev/server"
 	"crishim.dev/snapshot"
@@ -147,11 +146,12 @@ func rlimits(l config.Limits) []launch.Rlimit {
 	return out
 }
 
-// handlers are the configured runtime handlers; each is shim itself under another name.
-func handlers(configured map[string]config.Handler, host kernel.Facts) []server.Handler {
+// handlers are the configured runtime handlers; each is shim itself, as own describes it, under another name.
+func handlers(configured map[string]config.Handler, own server.Handler) []server.Handler {
 	var out []server.Handler
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
-		out = append(out, server.Handler{Name: name, RecursiveReadOnlyMounts: host.Features.MountSetattr})
+		own.Name = name
+		out = append(out, own)
 	}
 	return out
 }
