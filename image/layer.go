@@ -127,7 +127,7 @@ type job struct {
 	diffID string
 	chain  snapshot.Key // its key if it depends on the layers below
 	source fetcher
-	// below waits for the layers below and mounts them.
+	// below waits for the layers below and mounts them; nil for the bottom layer.
 	below func(ctx context.Context) (*os.File, error)
 }
 

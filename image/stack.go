@@ -132,9 +132,6 @@ func (k *stack) build(ctx context.Context, i int) (snapshot.Key, error) {
 		}
 	}()
 	below := func(ctx context.Context) (*os.File, error) {
-		if i == 0 {
-			return nil, nil //nolint:nilnil // there is nothing below
-		}
 		// The place is given up meanwhile, so that layers never wait for each other in a ring.
 		s.free()
 		seated = false
@@ -146,6 +143,9 @@ func (k *stack) build(ctx context.Context, i int) (snapshot.Key, error) {
 		}
 		seated = true
 		return s.snap.View(ctx, k.keys[:i])
+	}
+	if i == 0 {
+		below = nil
 	}
 	return s.make(ctx, job{blob: k.rec.Blobs[i], diffID: k.rec.DiffIDs[i], chain: k.chains[i], source: k.source, below: below})
 }

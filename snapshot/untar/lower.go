@@ -15,13 +15,13 @@ import (
 	"crishim.dev/internal/errs"
 )
 
-// lower is the merged layers below, once they were needed. The zero value has not asked.
-type lower struct {
+// below is the merged layers below, once they were needed. The zero value has not asked.
+type below struct {
 	asked bool
 	root  *os.File // nil: there are none
 }
 
-func (l *lower) close() error {
+func (l *below) close() error {
 	if l.root == nil {
 		return nil
 	}
@@ -99,9 +99,11 @@ func (u *unpacker) copyDirectory(dir int, base, name string) error {
 	if err := copyMetadata(from, dir, base, &st); err != nil {
 		return err
 	}
-	u.times[name] = [2]unix.Timespec{st.Atim, st.Mtim}
-	return nil
+	return u.later(dir, base, name, [2]unix.Timespec{st.Atim, st.Mtim})
 }
+
+// maxRaised bounds the files copied from below: each whiteout looks through them.
+const maxRaised = 100_000
 
 // raise copies the file base of the directory dir from below into this layer, as overlayfs does before it links one.
 func (u *unpacker) raise(ctx context.Context, dir, base string) error {
@@ -127,12 +129,16 @@ func (u *unpacker) raise(ctx context.Context, dir, base string) error {
 	case unix.S_IFREG:
 		err = u.copyFile(ctx, to.fd, base, name)
 	case unix.S_IFLNK:
+		u.links = true
 		err = unix.Symlinkat(link, to.fd, base)
 	default:
 		err = unix.Mknodat(to.fd, base, st.Mode, int(st.Rdev))
 	}
 	if err != nil {
 		return fmt.Errorf("copy from below: %w", err)
+	}
+	if u.raised[name] = true; len(u.raised) > maxRaised {
+		return errs.Newf(errs.Exhausted, "more than %d files of the layers below are linked to", maxRaised)
 	}
 	from, err := u.openBelow(ctx, name, unix.O_PATH)
 	if err != nil {
@@ -211,7 +217,7 @@ func (u *unpacker) hideBelow(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		if err := u.whiteout(u.root, name); err != nil {
+		if err := u.hide(u.root, name); err != nil {
 			return err
 		}
 	}

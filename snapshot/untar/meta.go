@@ -44,11 +44,7 @@ func (u *unpacker) attributes(parent int, base, directory string, h *tar.Header)
 	}
 	times := [2]unix.Timespec{timespec(h.AccessTime, h.ModTime), timespec(h.ModTime, h.ModTime)}
 	if directory != "" || base == "." {
-		u.times[directory] = times
-		if len(u.times) > maxTimes {
-			return u.setTimes()
-		}
-		return nil
+		return u.later(parent, base, directory, times)
 	}
 	if err := unix.UtimesNanoAt(parent, base, times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return os.NewSyscallError("set times", err)
@@ -66,9 +62,29 @@ func timespec(t, otherwise time.Time) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
+// dirTimes are a directory's times to be. The same directory may come under several names, through symbolic links.
+type dirTimes struct {
+	name  string
+	times [2]unix.Timespec
+}
+
+// later notes the times of the directory base.
+func (u *unpacker) later(parent int, base, name string, times [2]unix.Timespec) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return os.NewSyscallError("stat", err)
+	}
+	u.times[st.Ino] = dirTimes{name, times}
+	if len(u.times) > maxTimes {
+		return u.setTimes()
+	}
+	return nil
+}
+
 // setTimes sets the directories' times.
 func (u *unpacker) setTimes() error {
-	for name, times := range u.times {
+	for ino, t := range u.times {
+		name, times := t.name, t.times
 		fd, err := openIn(u.root, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err != nil {
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
@@ -76,7 +92,10 @@ func (u *unpacker) setTimes() error {
 			}
 			return fmt.Errorf("set times of %s: %w", quote(name), err)
 		}
-		err = unix.UtimesNanoAt(fd, ".", times[:], 0)
+		var st unix.Stat_t
+		if err = unix.Fstat(fd, &st); err == nil && st.Ino == ino {
+			err = unix.UtimesNanoAt(fd, ".", times[:], 0)
+		}
 		_ = unix.Close(fd)
 		if err != nil {
 			return fmt.Errorf("set times of %s: %w", quote(name), err)
@@ -104,48 +123,18 @@ func setAttribute(parent int, base, name, value string) error {
 	return fmt.Errorf("set attribute %s: %w", quote(name), err)
 }
 
-// Whiteouts, as archives and as overlayfs write them.
-const (
-	whiteoutPrefix = ".wh."
-	opaqueSuffix   = ".wh..opq" // after the prefix
-	opaqueName     = "trusted.overlay.opaque"
-)
-
-func isWhiteout(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
-
-func setOpaque(dir int, base string) error {
-	return os.NewSyscallError("set "+opaqueName, unix.Lsetxattr(viaProc(dir, base), opaqueName, []byte("y"), 0))
-}
-
-func isOpaque(dir int, base string) bool {
-	buf := make([]byte, 2)
-	n, err := unix.Lgetxattr(viaProc(dir, base), opaqueName, buf)
-	return err == nil && n == 1 && buf[0] == 'y'
-}
-
-// whiteout hides what the layers below have under a name; hidden is that name, or what marks an opaque directory.
-func (u *unpacker) whiteout(parent int, hidden string) error {
-	switch {
-	case hidden == opaqueSuffix:
-		if parent == u.root {
-			u.opaque = true // overlayfs does not look at the root's own attribute
-			return nil
+// clearAttributes removes the extended attributes of a directory that is described anew, but for overlayfs's own. One that can't be
+// removed is overwritten or stays, as with tar.
+func clearAttributes(parent int, base string) {
+	list := make([]byte, 64<<10) // XATTR_LIST_MAX
+	path := viaProc(parent, base)
+	n, err := unix.Llistxattr(path, list)
+	if err != nil || n == 0 {
+		return
+	}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
+		if name != opaqueName && name != "security.selinux" {
+			_ = unix.Lremovexattr(path, name)
 		}
-		return setOpaque(parent, ".")
-	case strings.HasPrefix(hidden, whiteoutPrefix):
-		return nil // bookkeeping of AUFS
-	case hidden == "" || hidden == "." || hidden == "..":
-		return errs.Newf(errs.Invalid, "whiteout without a name")
 	}
-	var st unix.Stat_t
-	err := unix.Fstatat(parent, hidden, &st, unix.AT_SYMLINK_NOFOLLOW)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return os.NewSyscallError("make whiteout", unix.Mknodat(parent, hidden, unix.S_IFCHR, 0))
-	case err != nil:
-		return os.NewSyscallError("stat", err)
-	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-		return setOpaque(parent, hidden)
-	}
-	return nil // a file of this layer hides what is below anyway
 }

@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -150,6 +151,7 @@ func (u *unpacker) directory(n node, h *tar.Header) error {
 			return err
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			clearAttributes(n.parent, n.base)
 			return u.attributes(n.parent, n.base, n.path, h)
 		}
 		if err := u.replace(n); err != nil {
@@ -159,6 +161,7 @@ func (u *unpacker) directory(n node, h *tar.Header) error {
 			return err
 		}
 		// What stood here hid the layers below, and it came before this directory.
+		u.opaques = true
 		if err := setOpaque(n.parent, n.base); err != nil {
 			return err
 		}
@@ -282,11 +285,18 @@ func (u *unpacker) replace(n node) error {
 		return os.NewSyscallError("stat", err)
 	}
 	u.forgetUnless(n)
-	if !isWhiteout(&st) {
+	raised := u.raised[n.path]
+	delete(u.raised, n.path)
+	if !isWhiteout(&st) && !raised {
 		u.res.Rebuildable = false // what the archive said first is lost
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return os.NewSyscallError("unlink", unix.Unlinkat(n.parent, n.base, 0))
+	}
+	for name := range u.raised {
+		if strings.HasPrefix(name, n.path+"/") {
+			delete(u.raised, name)
+		}
 	}
 	return removeTree(n.parent, n.base, 0)
 }

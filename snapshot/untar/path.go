@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -68,7 +69,7 @@ func openIn(dir int, path string, flags uint64) (int, error) {
 }
 
 // parent opens the directory dir of the layer and makes it when the layer lacks it. The descriptor stays valid until the next
-// call; it is O_PATH. real is the directory's name with symbolic links resolved where that matters (those of layers below).
+// call; it is O_PATH. real is the directory's name without symbolic links: they may be replaced later.
 func (u *unpacker) parent(ctx context.Context, dir string) (fd int, real string, err error) {
 	if dir == "" {
 		return u.root, "", nil
@@ -79,6 +80,9 @@ func (u *unpacker) parent(ctx context.Context, dir string) (fd int, real string,
 	u.forget()
 	fd, err = openIn(u.root, dir, unix.O_PATH|unix.O_DIRECTORY)
 	real = dir
+	if err == nil && u.links {
+		real, err = u.realName(fd)
+	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		var p place
 		p, err = u.walk(ctx, dir)
@@ -89,6 +93,24 @@ func (u *unpacker) parent(ctx context.Context, dir string) (fd int, real string,
 	}
 	u.cached, u.cachedName, u.cachedReal = fd, dir, real
 	return fd, real, nil
+}
+
+// realName asks the kernel for the name of a directory of the layer.
+func (u *unpacker) realName(fd int) (string, error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return "", err
+	}
+	if u.rootName == "" {
+		if u.rootName, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", u.root)); err != nil {
+			return "", err
+		}
+	}
+	name, ok := strings.CutPrefix(path, u.rootName)
+	if !ok {
+		return "", fmt.Errorf("a directory has left the layer: %s", quote(path))
+	}
+	return strings.TrimPrefix(name, "/"), nil
 }
 
 // forget drops the cached parent. It must be called whenever a name may lead elsewhere than before.
@@ -194,6 +216,7 @@ func (w *walk) step(ctx context.Context) error {
 		if err := makeDirectory(at.fd, base); err != nil {
 			return err
 		}
+		w.u.opaques = true
 		return errors.Join(setOpaque(at.fd, base), w.push(base, true))
 	}
 	return unix.ENOTDIR

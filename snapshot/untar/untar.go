@@ -37,7 +37,7 @@ import (
 // Options say what Unpack may use.
 type Options struct {
 	// Lower gives the merged layers below, read-only. It is called at most once, when something must be looked up there; it may
-	// wait until they are complete. Unpack closes what it returns. nil: there are none.
+	// wait until they are complete. Unpack closes what it returns. nil: this is the bottom layer.
 	Lower func(ctx context.Context) (*os.File, error)
 	// MaxBytes bounds the sum of all file sizes, holes included; MaxEntries the number of entries. 0: the defaults.
 	MaxBytes   int64
@@ -94,13 +94,18 @@ type unpacker struct {
 	buf    []byte
 	budget int64 // bytes that may still come
 	since  int64 // bytes and entries since Room was asked
-	below  lower
-	times  map[string][2]unix.Timespec // of directories, by name: set when all their entries are made
-	opaque bool                        // the archive hides everything below its root
+	below  below
+	times  map[uint64]dirTimes // of directories, by inode: set when all their entries are made
+	raised map[string]bool     // files copied from below for a link, by name: no entries of this layer
+	links  bool                // the archive has symbolic links
+	opaque bool                // the archive hides everything below its root
+	// whiteouts and opaques say that some were made. Together they may be more than overlayfs takes: see prune.
+	whiteouts, opaques bool
 	// cached is the parent directory of the last entry, by the name it was asked for; -1: none.
 	cached     int
 	cachedName string
 	cachedReal string
+	rootName   string // of root, as the kernel has it; "": not asked yet
 }
 
 func (u *unpacker) close() error {
@@ -110,7 +115,7 @@ func (u *unpacker) close() error {
 
 func (u *unpacker) run(ctx context.Context) error {
 	u.cached = -1
-	u.times = map[string][2]unix.Timespec{}
+	u.times, u.raised = map[uint64]dirTimes{}, map[string]bool{}
 	tr := tar.NewReader(u.tape)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -136,6 +141,9 @@ func (u *unpacker) run(ctx context.Context) error {
 		if err := u.hideBelow(ctx); err != nil {
 			return fmt.Errorf("unpack opaque root: %w", err)
 		}
+	}
+	if err := u.prune(); err != nil {
+		return err
 	}
 	return u.setTimes()
 }
@@ -192,7 +200,7 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, body io.Reader) err
 		return err
 	}
 	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
-		return u.whiteout(parent, hidden)
+		return u.whiteout(parent, real, hidden)
 	}
 	n := node{parent: parent, base: base, path: join(real, base), name: name}
 	switch h.Typeflag {
@@ -201,6 +209,7 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, body io.Reader) err
 	case tar.TypeDir:
 		return u.directory(n, h)
 	case tar.TypeSymlink:
+		u.links = true
 		return u.special(n, h, func() error { return unix.Symlinkat(h.Linkname, n.parent, n.base) })
 	case tar.TypeLink:
 		return u.link(ctx, n, h.Linkname)

@@ -208,7 +208,7 @@ func TestLaterEntriesReplaceEarlier(t *testing.T) {
 }
 
 func TestWhiteouts(t *testing.T) {
-	d, res, err := unpack(t, "", dir("a", 0o755), file("a/.wh.gone", ""), dir("b", 0o755), file("b/.wh..wh..opq", ""), file("b/new", "1"),
+	d, res, err := unpack(t, t.TempDir(), dir("a", 0o755), file("a/.wh.gone", ""), dir("b", 0o755), file("b/.wh..wh..opq", ""), file("b/new", "1"),
 		dir("c", 0o755), file("c/in", ""), file(".wh.c", ""), file("k", "stays"), file(".wh.k", ""), file(".wh.l", ""), file("l", "back"),
 		file(".wh.m", ""), dir("m", 0o755), file(".wh..wh.plnk", ""), dir("x", 0o755), file("x/.wh.deep", ""), file("x/deep/y", "1"))
 	if err != nil {
