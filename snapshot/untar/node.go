@@ -264,7 +264,8 @@ func (u *unpacker) hardlink(n node, parent int, base string, ino uint64) error {
 	}
 	var st unix.Stat_t
 	if unix.Fstatat(n.parent, n.base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Ino == ino {
-		return nil // to itself
+		delete(u.raised, n.path) // to itself: now an entry has it
+		return nil
 	}
 	// The cached parent, which may be what is replaced, must stay open for a moment.
 	own, err := unix.FcntlInt(uintptr(parent), unix.F_DUPFD_CLOEXEC, 0)

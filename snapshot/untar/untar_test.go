@@ -406,7 +406,7 @@ func TestRebuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = Rebuild(t.Context(), openDir(t, d), bytes.NewReader(recipe.Bytes()), io.Discard)
-	if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"s/b"`) {
+	if !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), `"d/b"`) {
 		t.Errorf("changed content: %v", err)
 	}
 	_, res, err = unpackBytes(t, "", archive(t, file("a", "1"), file("a", "2")), Options{Recipe: &recipe})
