@@ -36,6 +36,9 @@ func (m *Manager) startInit(ctx context.Context, r *record) (pid int, err error)
 	if err != nil {
 		return 0, err
 	}
+	// Not cut short by a cancelled call: the keeper would go on, and the process come up while teardown looks for it.
+	ctx, cancel := detached(ctx, teardownLimit)
+	defer cancel()
 	p, err := m.o.Keeper.Spawn(ctx, client.Spawn{
 		Spawn:   proto.Spawn{ID: initID(r.ID), CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup)},
 		Program: plan.Program, Files: files.Files, Name: "start the pod's init",

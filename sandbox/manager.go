@@ -21,6 +21,7 @@ import (
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/flight"
 	"crishim.dev/internal/keylock"
+	"crishim.dev/internal/progress"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/proto"
@@ -77,6 +78,8 @@ type Manager struct {
 	o     Options
 	locks keylock.Locks
 	runs  flight.Group[string, ID]
+	// underWay is what Activities tells.
+	underWay progress.Table
 
 	mu sync.Mutex
 	// boxes has the newest version of each record; the records themselves are never written after they got here. Guarded by mu.
@@ -142,6 +145,9 @@ func (m *Manager) List() []Sandbox {
 	slices.SortFunc(out, func(a, b Sandbox) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	return out
 }
+
+// Activities are the operations on pods under way. It waits for nothing.
+func (m *Manager) Activities() []progress.Operation { return m.underWay.List() }
 
 // put makes r the sandbox's newest version, on tmpfs first, then for readers.
 func (m *Manager) put(r *record) error {

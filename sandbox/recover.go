@@ -46,6 +46,8 @@ func (m *Manager) Recover(ctx context.Context) error {
 // recoverOne gives the record as it is now, or nil when the pod is gone.
 func (m *Manager) recoverOne(ctx context.Context, r *record, stale bool) (*record, error) {
 	switch {
+	case stale && r.State == Creating: // nobody was told of it, and nothing of it is left
+		return nil, m.forget(r)
 	case stale:
 		r = r.with(func(r *record) { r.State, r.InitPID, r.network = Stopped, 0, false })
 		return r, m.put(r)
@@ -53,6 +55,8 @@ func (m *Manager) recoverOne(ctx context.Context, r *record, stale bool) (*recor
 		if err := m.put(r); err != nil { // so that abandon finds it
 			return nil, err
 		}
+		ctx, cancel := detached(ctx, teardownLimit)
+		defer cancel()
 		if err := m.abandon(ctx, r, nil); err != nil {
 			m.o.Log.Warn("pod that was being made could not be undone", "pod", r.ID, "error", err)
 			return m.current(r.ID), nil

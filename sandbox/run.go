@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/progress"
 	"crishim.dev/internal/protodiff"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
@@ -92,6 +93,8 @@ func (m *Manager) run(ctx context.Context, cfg *cri.PodSandboxConfig, handler st
 	r := &record{Sandbox: Sandbox{
 		ID: id, State: Creating, Config: cfg, Handler: handler, CreatedAt: time.Now(), Cgroup: cg,
 	}}
+	ctx, end := m.underWay.Begin(ctx, progress.Operation{Sandbox: string(id), Name: "run"})
+	defer end()
 	r.network = !hostNetwork(cfg)
 	if r.network {
 		r.NetNS = m.o.Layout.Pin(id, "net")
@@ -121,7 +124,10 @@ func (m *Manager) abandon(ctx context.Context, r *record, cause error) error {
 	if err := m.teardown(ctx, r); err != nil {
 		return errors.Join(cause, fmt.Errorf("undo: %w", err), m.put(r.with(func(r *record) { r.State = Stopping })))
 	}
-	return errors.Join(cause, m.forget(r))
+	if err := m.forget(r); err != nil { // else its name would be taken by a pod that nobody can see, or remove
+		return errors.Join(cause, err, m.put(r.with(func(r *record) { r.State = Stopping })))
+	}
+	return cause
 }
 
 // check refuses what no kernel object should be made for.
@@ -150,6 +156,7 @@ func (m *Manager) build(ctx context.Context, r *record) (*record, error) {
 	// The cgroup's many directories are made while the keeper makes the namespaces.
 	var making errgroup.Group
 	making.Go(func() error { return m.makeCgroup(ctx, r) })
+	progress.Stage(ctx, "make cgroup and namespaces")
 	socket, err := m.makeNamespaces(ctx, r, hostname)
 	if err := errors.Join(err, making.Wait()); err != nil {
 		closeAll([]*os.File{socket}, nil)
@@ -160,16 +167,19 @@ func (m *Manager) build(ctx context.Context, r *record) (*record, error) {
 	}
 	pid := 0
 	if sharedPID(r.Config) {
+		progress.Stage(ctx, "start the pod's init")
 		if pid, err = m.startInit(ctx, r); err != nil {
 			return nil, err
 		}
 	}
 	var ips []string
 	if r.network {
+		progress.Stage(ctx, "attach to the network")
 		if ips, err = m.attach(ctx, r, socket); err != nil {
 			return nil, err
 		}
 	}
+	progress.Stage(ctx, "write the pod's files")
 	if err := m.writeFiles(r.ID, r.Config, hostname, ips); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/progress"
 )
 
 // stopLimit bounds one attempt at a pod's teardown; kubelet tries again.
@@ -38,6 +39,8 @@ func (m *Manager) current(id ID) *record {
 }
 
 func (m *Manager) stopLocked(ctx context.Context, r *record) error {
+	ctx, end := m.underWay.Begin(ctx, progress.Operation{Sandbox: string(r.ID), Name: "stop"})
+	defer end()
 	stopping := r.with(func(r *record) { r.State = Stopping })
 	if err := m.put(stopping); err != nil {
 		return err
@@ -65,15 +68,19 @@ func (m *Manager) teardown(ctx context.Context, r *record) error {
 		}
 	}
 	if r.network {
+		progress.Stage(ctx, "detach from the network")
 		step("detach from the network", m.o.Network.Detach(ctx, m.networkPod(r, nil)))
 	}
 	if sharedPID(r.Config) {
+		progress.Stage(ctx, "end the pod's init")
 		step("end the pod's init", m.endInit(ctx, r))
 	}
 	if _, mapped := users(r.Config); mapped {
 		step("end the maker of the user namespace", m.o.Keeper.Forget(ctx, usersID(r.ID)))
 	}
+	progress.Stage(ctx, "unpin namespaces")
 	step("unpin", m.unpinAll(r.ID))
+	progress.Stage(ctx, "remove cgroup")
 	step("remove cgroup", m.prune(ctx, r.Cgroup))
 	return errors.Join(all...)
 }
