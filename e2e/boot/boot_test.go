@@ -73,7 +73,7 @@ func TestConfigDefaultIsValid(t *testing.T) {
 }
 
 func TestSecondDaemonIsRefused(t *testing.T) {
-	n := start(t, testnode.Options{NoImages: true})
+	n := start(t, testnode.Options{Name: "second", NoImages: true})
 	out, err := serve(t, "serve", "--config", filepath.Join(n.Dir, "config.toml"))
 	if err == nil || !strings.Contains(out, n.Socket) {
 		t.Errorf("a second daemon on the socket: %v: %s", err, out)
@@ -92,7 +92,7 @@ func TestKubelet13_ReadyIsNotified(t *testing.T) {
 	}
 	defer l.Close()
 	t.Setenv("NOTIFY_SOCKET", path)
-	start(t, testnode.Options{NoImages: true})
+	start(t, testnode.Options{Name: "notify", NoImages: true})
 	if err := l.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,15 @@ func TestKubelet31_NetworkIsReadyWhenConfigured(t *testing.T) {
 }
 
 func TestKubelet31_PodCIDRFeedsTheBuiltInNetwork(t *testing.T) {
-	n := start(t, testnode.Options{Name: "cidr"})
+	for name, cold := range map[string]bool{"before the first pod": true, "after it": false} {
+		t.Run(name, func(t *testing.T) {
+			podCIDR(t, start(t, testnode.Options{Name: fmt.Sprint("cidr-", cold), Cold: cold, NoImages: true}))
+		})
+	}
+}
+
+func podCIDR(t *testing.T, n *testnode.Node) {
+	t.Helper()
 	if _, err := n.Runtime.UpdateRuntimeConfig(kit.Context(t), &cri.UpdateRuntimeConfigRequest{
 		RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: "203.0.113.0/24"}},
 	}); err != nil {
@@ -197,12 +205,12 @@ func TestKubelet19_AfterAReboot(t *testing.T) {
 // copied gives an error until the record of a container has reached the disk.
 func copied(n *testnode.Node, id string) error {
 	found := false
-	err := filepath.WalkDir(filepath.Join(n.Root, "state"), func(path string, _ os.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(n.Root, "records"), func(path string, _ os.DirEntry, err error) error {
 		found = found || strings.Contains(filepath.Base(path), id)
 		return err
 	})
 	if err == nil && !found {
-		err = fmt.Errorf("no record of %s below %s/state", id, n.Root)
+		err = fmt.Errorf("no record of %s below %s/records", id, n.Root)
 	}
 	return err
 }
@@ -216,10 +224,10 @@ func powerCut(t *testing.T, n *testnode.Node, pids []int) {
 			if pid == 0 {
 				break
 			}
-			if other := n.Keepers()["younger"]; other != 0 {
+			if other := n.Keepers()["younger"]; other > 1 {
 				_ = unix.Kill(other, unix.SIGSTOP) // so that it can't replace the elder
 			}
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			if _, err := n.KillKeeper(role); err != nil {
 				t.Fatal(err)
 			}
 			kit.Until(t, func() error {

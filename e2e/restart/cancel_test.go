@@ -5,6 +5,7 @@ package restart
 import (
 	"context"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
@@ -73,6 +74,11 @@ func cancelled(t *testing.T, n *testnode.Node, limit func() time.Duration) {
 		return n.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: sandbox, Config: config, SandboxConfig: pod})
 	}).GetContainerId()
 	startOnce(t, n, id, limit)
+	t.Cleanup(func() {
+		if err := os.RemoveAll(pod.LogDirectory); err != nil {
+			t.Error(err)
+		}
+	})
 	insist(t, "ExecSync", limit, func(ctx context.Context) (*cri.ExecSyncResponse, error) {
 		return n.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
 	})

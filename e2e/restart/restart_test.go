@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 func node(t *testing.T) *testnode.Node {
 	t.Helper()
 	testnode.Need(t)
+	if err := shared.Mark(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { // the first to be registered is the last to run: the test's pods are gone
 		for _, l := range shared.Leaks(context.Background()) {
 			t.Errorf("left behind: %s", l)
@@ -182,11 +185,8 @@ func TestKeepersDie(t *testing.T) {
 			tty := pod.Run(testimage.Busybox, kit.Sleep(), func(c *cri.ContainerConfig) { c.Tty = true })
 			c.WaitLog(" 100\n")
 			for range 5 {
-				pid := n.Keepers()[role]
-				if pid == 0 {
-					t.Fatalf("no %s among the keepers %v", role, n.Keepers())
-				}
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				pid, err := n.KillKeeper(role)
+				if err != nil {
 					t.Fatal(err)
 				}
 				kit.Until(t, func() error {
@@ -200,7 +200,9 @@ func TestKeepersDie(t *testing.T) {
 				}
 				tty.Exec("true")
 			}
-			c.Exec("touch", "/go")
+			if _, err := c.ExecSync(10, "touch", "/go"); err != nil { // which may be killed with the container it ends
+				t.Error(err)
+			}
 			if s := c.Exited(); s.GetExitCode() != 23 {
 				t.Errorf("exit code %d, reason %q; want 23", s.GetExitCode(), s.GetReason())
 			}
@@ -226,9 +228,10 @@ func TestLongLog(t *testing.T) {
 			if kill {
 				for i := range 3 {
 					c.WaitLog(fmt.Sprintf(" %d\n", lines/8*(i+1)))
-					if err := syscall.Kill(n.Keepers()["younger"], syscall.SIGKILL); err != nil {
-						t.Fatal(err)
-					}
+					kit.Until(t, func() error {
+						_, err := n.KillKeeper("younger")
+						return err
+					})
 				}
 				if err := n.Restart(context.WithoutCancel(t.Context()), syscall.SIGKILL); err != nil {
 					t.Fatal(err)

@@ -20,6 +20,9 @@ import (
 // settleWithin is how long the kernel and the daemon get to put things away.
 const settleWithin = 15 * time.Second
 
+// maxLines bounds what Leaks says: a whole image left behind is one fault, not a thousand.
+const maxLines = 20
+
 // warmUp runs one pod and removes it, so that what the first pod brings and the node keeps (a bridge, a table of rules, a
 // few descriptors) is there before stock is taken.
 func (n *Node) warmUp(ctx context.Context) error {
@@ -41,10 +44,29 @@ func (n *Node) warmUp(ctx context.Context) error {
 		return fmt.Errorf("run first pod: %w", err)
 	}
 	err = n.warmUpContainer(ctx, pod.GetPodSandboxId(), config)
+	_, terr := n.Runtime.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
 	_, serr := n.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.GetPodSandboxId()})
 	_, rerr := n.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.GetPodSandboxId()})
-	if err := errors.Join(err, serr, rerr); err != nil {
+	if err := errors.Join(err, terr, serr, rerr); err != nil {
 		return fmt.Errorf("warm up: %w", err)
+	}
+	return waitFor(func() error { return n.mentions(pod.GetPodSandboxId()) })
+}
+
+// mentions gives an error while anything on the node has the name of a pod, whose last traces go in the background.
+func (n *Node) mentions(id string) error {
+	nothing, err := census.Take(census.Options{})
+	if err != nil {
+		return err
+	}
+	all, err := census.Take(n.look())
+	if err != nil {
+		return err
+	}
+	for _, l := range census.Diff(nothing, all) {
+		if strings.Contains(l, id) {
+			return fmt.Errorf("pod %s is removed, but there is %s", id, l)
+		}
 	}
 	return nil
 }
@@ -55,6 +77,10 @@ func (n *Node) warmUpContainer(ctx context.Context, pod string, config *cri.PodS
 		return nil
 	}
 	image := &cri.ImageSpec{Image: testimage.Busybox}
+	there, err := n.Images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: image})
+	if err != nil {
+		return fmt.Errorf("ask for image: %w", err)
+	}
 	if _, err := n.Images.PullImage(ctx, &cri.PullImageRequest{Image: image}); err != nil {
 		return fmt.Errorf("pull first image: %w", err)
 	}
@@ -73,14 +99,22 @@ func (n *Node) warmUpContainer(ctx context.Context, pod string, config *cri.PodS
 	if _, err := n.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
 		return fmt.Errorf("remove first container: %w", err)
 	}
+	if there.GetImage() != nil {
+		return nil
+	}
 	if _, err := n.Images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: image}); err != nil {
 		return fmt.Errorf("remove first image: %w", err)
 	}
 	return nil
 }
 
-// Mark makes the present state of the node what Leaks compares with, once it stands still.
+// Mark makes the present state of the node what Leaks compares with, once it is warm and stands still.
 func (n *Node) Mark(ctx context.Context) error {
+	if !n.cold {
+		if err := n.warmUp(ctx); err != nil {
+			return err
+		}
+	}
 	images, err := n.Images.ListImages(ctx, &cri.ListImagesRequest{})
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
@@ -89,12 +123,13 @@ func (n *Node) Mark(ctx context.Context) error {
 	for _, i := range images.GetImages() {
 		n.images = append(n.images, i.GetId())
 	}
+	n.descriptors = make(map[string]marked)
 	for end := time.Now().Add(settleWithin); ; {
 		c, err := census.Take(n.look())
 		if err != nil {
 			return err
 		}
-		<-time.After(200 * time.Millisecond)
+		<-time.After(300 * time.Millisecond)
 		again, err := census.Take(n.look())
 		if err != nil {
 			return err
@@ -102,7 +137,7 @@ func (n *Node) Mark(ctx context.Context) error {
 		moved := census.Diff(c, again)
 		if len(moved) == 0 {
 			n.census = again
-			return nil
+			return n.markDescriptors()
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("take stock: the node does not stand still: %q", moved)
@@ -117,7 +152,17 @@ func (n *Node) Leaks(ctx context.Context) []string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
-	return census.Settle(ctx, n.census, n.look())
+	lines := census.Settle(ctx, n.census, n.look())
+	for role, pid := range n.processes() {
+		// One that has been replaced since is another process, with what it has opened so far.
+		if m, ok := n.descriptors[role]; ok && m.pid == pid {
+			lines = append(lines, census.Settle(ctx, m.census, descriptorsOf(role, pid))...)
+		}
+	}
+	if len(lines) > maxLines {
+		lines = append(lines[:maxLines:maxLines], fmt.Sprintf("and %d more", len(lines)-maxLines))
+	}
+	return lines
 }
 
 // removeImages removes what was pulled since the last Mark.
@@ -138,26 +183,49 @@ func (n *Node) removeImages(ctx context.Context) []string {
 	return out
 }
 
-// look says what belongs to the node.
+// marked is what one of the runtime's processes had open at the last Mark.
+type marked struct {
+	pid    int
+	census *census.Census
+}
+
+// processes are the runtime's own, by role.
+func (n *Node) processes() map[string]int {
+	out := n.Keepers()
+	if pid := n.DaemonPID(); pid != 0 {
+		out["daemon"] = pid
+	}
+	return out
+}
+
+func (n *Node) markDescriptors() error {
+	for role, pid := range n.processes() {
+		c, err := census.Take(descriptorsOf(role, pid))
+		if err != nil {
+			return err
+		}
+		n.descriptors[role] = marked{pid, c}
+	}
+	return nil
+}
+
+// descriptorsOf looks at what one process has open, without what the Go runtime makes when it first needs to wait.
+func descriptorsOf(role string, pid int) census.Options {
+	return census.Options{FDsOf: map[string]int{role: pid}, Ignore: func(_, object string) bool {
+		return strings.HasSuffix(object, " to anon_inode:[eventpoll]") || strings.HasSuffix(object, " to anon_inode:[eventfd]")
+	}}
+}
+
+// look says what belongs to the node, its processes' descriptors aside.
 func (n *Node) look() census.Options {
-	own := map[int]string{os.Getpid(): "test", n.DaemonPID(): "daemon"}
-	mounts := map[string]int{"the node": 0, "daemon": n.DaemonPID()}
-	for role, pid := range n.Keepers() {
+	own := map[int]string{os.Getpid(): "test"}
+	mounts := map[string]int{"the node": 0}
+	for role, pid := range n.processes() {
 		own[pid] = role
 		mounts[role] = pid
 	}
-	delete(own, 0)
-	if mounts["daemon"] == 0 {
-		delete(mounts, "daemon")
-	}
-	fds := make(map[string]int)
-	for pid, role := range own {
-		if role != "test" {
-			fds[role] = pid
-		}
-	}
 	return census.Options{
-		MountsOf: mounts, NetNamespaces: true, Net: true, Descendants: []int{1}, FDsOf: fds,
+		MountsOf: mounts, NetNamespaces: true, Net: true, Descendants: []int{1},
 		Cgroups: []string{"/sys/fs/cgroup/*" + n.CgroupParent, "/sys/fs/cgroup" + n.CgroupParent},
 		Dirs:    []string{n.State, n.Root, n.LogDir()},
 		Ignore: func(kind, object string) bool {
@@ -166,8 +234,6 @@ func (n *Node) look() census.Options {
 				var pid int
 				_, err := fmt.Sscanf(object, "%d ", &pid)
 				return err == nil && own[pid] != ""
-			case "descriptor": // the Go runtime's own, made when it first needs to wait
-				return strings.HasSuffix(object, " to anon_inode:[eventpoll]") || strings.HasSuffix(object, " to anon_inode:[eventfd]")
 			case "file": // made for the first container with a volume of its image, and empty
 				return object == n.Root+"/containers/"
 			}

@@ -141,6 +141,18 @@ func (n *Node) Keepers() map[string]int {
 	return out
 }
 
+// KillKeeper kills the keeper of a role at once and gives its pid.
+func (n *Node) KillKeeper(role string) (int, error) {
+	pid := n.Keepers()[role]
+	if pid <= 1 { // 0 would be this process's whole group
+		return 0, fmt.Errorf("kill keeper: no %s among %v", role, n.Keepers())
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return pid, fmt.Errorf("kill keeper: %w", err)
+	}
+	return pid, nil
+}
+
 // holdsState says whether a process has the keeper's directory of this node open.
 func (n *Node) holdsState(proc string) bool {
 	fds, err := os.ReadDir(proc + "/fd")

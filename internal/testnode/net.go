@@ -51,3 +51,18 @@ func loopback() error {
 	}
 	return nil
 }
+
+// removeBridges removes what the built-in network keeps for the next pod.
+func removeBridges() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if l.Type() == "bridge" {
+			errs = append(errs, netlink.LinkDel(l))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -25,6 +25,8 @@ type Options struct {
 	Config string
 	// NoImages leaves the registry empty.
 	NoImages bool
+	// Cold leaves out the first pod that warms a node up.
+	Cold bool
 	// Log gets what the node does; nil: nothing.
 	Log *slog.Logger
 }
@@ -48,8 +50,11 @@ type Node struct {
 	log    *slog.Logger
 	daemon *daemon
 	empty  bool // no images to pull
+	cold   bool // no pod of its own
 	census *census.Census
 	images []string // ids at the last Mark
+	// descriptors are those of the runtime's processes, by role, at the last Mark.
+	descriptors map[string]marked
 }
 
 // Start brings up a node. The process must be inside.
@@ -63,7 +68,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	run := "/run/shim" + o.Name
 	n := &Node{
 		Dir: filepath.Join(Dir(), "node"+o.Name), Socket: run + "/shim.sock", State: run,
-		CgroupParent: filepath.Join(CgroupParent(), "pods"+o.Name), log: o.Log, empty: o.NoImages,
+		CgroupParent: filepath.Join(CgroupParent(), "pods"+o.Name), log: o.Log, empty: o.NoImages, cold: o.Cold,
 	}
 	n.Root = filepath.Join(n.Dir, "lib")
 	for _, d := range []string{n.Dir, n.Root, n.path("cni/net.d"), n.path("cni/bin"), n.path("certs.d"), n.path("config.d"), n.path("logs"), n.path("path"), n.State} {
@@ -102,9 +107,6 @@ func (n *Node) start(ctx context.Context, o Options) error {
 	}
 	n.Runtime, n.Images = cri.NewRuntimeServiceClient(n.Conn), cri.NewImageServiceClient(n.Conn)
 	if err := n.StartDaemon(ctx); err != nil {
-		return err
-	}
-	if err := n.warmUp(ctx); err != nil {
 		return err
 	}
 	return n.Mark(ctx)
@@ -198,7 +200,8 @@ func (n *Node) Clean(ctx context.Context) []string {
 	return append(out, n.Leaks(ctx)...)
 }
 
-// Close ends the daemon and the registry. The end of this process ends the rest.
+// Close ends the daemon and the registry and removes bridges, so that another node can begin. The end of this process ends
+// the rest.
 func (n *Node) Close(ctx context.Context) error {
 	var errs []error
 	if n.daemon != nil {
@@ -210,5 +213,6 @@ func (n *Node) Close(ctx context.Context) error {
 	if n.Registry != nil {
 		errs = append(errs, n.Registry.Close())
 	}
+	errs = append(errs, removeBridges())
 	return errors.Join(errs...)
 }
