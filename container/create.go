@@ -21,6 +21,7 @@ import (
 
 	"crishim.dev/image"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/progress"
 	"crishim.dev/internal/protodiff"
 	"crishim.dev/sandbox"
 )
@@ -81,6 +82,14 @@ func (m *Manager) create(ctx context.Context, pod sandbox.ID, cfg *cri.Container
 	if err != nil {
 		return fail(err)
 	}
+	// A pod's removal finds the container as soon as it is on record: it must wait until there is all of it, or nothing.
+	unlock, err := m.locks.Lock(ctx, string(r.ID))
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
+	ctx, end := m.begin(ctx, r, "create")
+	defer end()
 	if err := m.put(r); err != nil {
 		return fail(errors.Join(err, m.forget(r)))
 	}
@@ -88,7 +97,7 @@ func (m *Manager) create(ctx context.Context, pod sandbox.ID, cfg *cri.Container
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
 		defer cancel()
-		return fail(errors.Join(err, m.discard(ctx, r)))
+		return fail(m.discardOrKeep(ctx, r, err))
 	}
 	m.changed(created, ChangeCreated)
 	return created.ID, nil
@@ -100,10 +109,7 @@ func (m *Manager) openPod(pod sandbox.ID) (sandbox.Sandbox, error) {
 	if err != nil {
 		return box, err
 	}
-	m.mu.Lock()
-	closed := m.closed[box.ID]
-	m.mu.Unlock()
-	if box.State != sandbox.Ready || closed {
+	if box.State != sandbox.Ready {
 		return box, errs.Newf(errs.Precondition, "pod sandbox %s is not ready", box.ID)
 	}
 	return box, nil
@@ -233,7 +239,12 @@ func volumes(img image.Image, mounts []*cri.Mount) []string {
 
 // furnish makes what a created container has: its writable layer and its image volumes.
 func (m *Manager) furnish(ctx context.Context, r *record) (*record, error) {
+	progress.Stage(ctx, "make writable layer")
 	if err := m.o.Snapshots.Create(ctx, string(r.ID), r.Layers); err != nil {
+		return nil, err
+	}
+	progress.Stage(ctx, "fill image volumes")
+	if err := m.addImageVolumes(ctx, r); err != nil {
 		return nil, err
 	}
 	if err := m.seedVolumes(ctx, r); err != nil {
@@ -251,10 +262,31 @@ func (m *Manager) furnish(ctx context.Context, r *record) (*record, error) {
 
 // discard takes away all that a container without processes has, and its record.
 func (m *Manager) discard(ctx context.Context, r *record) error {
-	if err := m.o.Snapshots.Remove(ctx, string(r.ID)); err != nil {
+	if err := errors.Join(m.removeImageVolumes(ctx, r), m.o.Snapshots.Remove(ctx, string(r.ID))); err != nil {
 		return err
 	}
 	return m.forget(r)
+}
+
+// discardOrKeep is discard; a container that can't be taken away whole becomes one that has ended, so that it is listed and removed again.
+// The result is cause, joined with what went wrong.
+func (m *Manager) discardOrKeep(ctx context.Context, r *record, cause error) error {
+	err := m.discard(ctx, r)
+	if err == nil {
+		return cause
+	}
+	cause = errors.Join(cause, err)
+	return errors.Join(cause, m.put(m.leftover(r, cause)))
+}
+
+// leftover is the record of a container that could not be taken away.
+func (m *Manager) leftover(r *record, cause error) *record {
+	return r.with(func(r *record) {
+		r.State, r.PID = Exited, 0
+		if r.FinishedAt.IsZero() { // it never ran
+			r.FinishedAt, r.ExitCode, r.Reason, r.Message = time.Now(), 255, "Unknown", cause.Error()
+		}
+	})
 }
 
 // accountsCache remembers the accounts of images used of late: reading them takes a mount.

@@ -24,8 +24,11 @@ import (
 	"crishim.dev/stream"
 )
 
-// execPrefix begins the keeper's names for exec processes.
-const execPrefix = "exec-"
+// execPrefix begins the keeper's names for exec processes: "exec-", execOwner digits of the container's id, "-", a random number.
+const (
+	execPrefix = "exec-"
+	execOwner  = 12
+)
 
 // drainLimit bounds the wait for the rest of the output after the process has ended: a grandchild may keep the pipe open for ever
 // (KUBELET.md 16).
@@ -132,8 +135,7 @@ func (m *Manager) startExec(ctx context.Context, id ID, cmd []string, tty bool, 
 		Program: plan.Program, Files: l.files.Files, Name: "exec in container " + r.name(),
 	})
 	if err != nil {
-		m.dropExec(p)
-		return nil, errors.Join(err, m.o.Keeper.Forget(ctx, p.id))
+		return nil, errors.Join(err, m.endExec(ctx, p))
 	}
 	p.pidfd = proc.PIDFD
 	if len(proc.Files) > 0 {
@@ -142,13 +144,26 @@ func (m *Manager) startExec(ctx context.Context, id ID, cmd []string, tty bool, 
 	return p, nil
 }
 
+// endExec ends an exec whose launch was not heard to succeed: the keeper may have started it all the same.
+func (m *Manager) endExec(ctx context.Context, p *running) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exitLimit)
+	defer cancel()
+	err := p.part.Kill(ctx)
+	m.dropExec(p)
+	if e := m.o.Keeper.Forget(ctx, p.id); e != nil && !errors.Is(e, unix.EBUSY) { // if it was started Run forgets it at its end
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
 // newExec names an exec and makes its part of the container's cgroup.
 func (m *Manager) newExec(r *record) (*running, error) {
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, err
 	}
-	p := &running{id: execPrefix + hex.EncodeToString(b[:]), ended: make(chan proto.Exited, 1)}
+	// The container's name is for the next daemon, should this one be killed.
+	p := &running{id: execPrefix + string(r.ID[:execOwner]) + "-" + hex.EncodeToString(b[:]), ended: make(chan proto.Exited, 1)}
 	group, err := m.o.Cgroups.Open(r.Cgroup)
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 
 	"crishim.dev/internal/errs"
 	"crishim.dev/proto"
+	"crishim.dev/sandbox"
 )
 
 // exitLimit bounds what is done at the end of a container: killing the rest of its cgroup and removing it.
@@ -39,16 +40,38 @@ func (m *Manager) exited(ctx context.Context, ev proto.Exited) {
 		m.execEnded(ctx, ev)
 		return
 	}
-	if strings.HasPrefix(ev.ID, "init-") { // the sandbox's: it forgets it at its own teardown
-		return
-	}
 	// If the daemon is stopped in the middle the keeper still has the exit, and the next one begins again.
-	ctx, cancel := context.WithTimeout(ctx, exitLimit)
-	defer cancel()
-	if err := m.finish(ctx, ID(ev.ID), ev); err != nil && ctx.Err() == nil {
-		m.o.Log.Error("end of a container could not be recorded whole", "container", ev.ID, "error", err)
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := m.handle(ctx, ev)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		// A container whose end is not on record would seem to run for ever.
+		m.o.Log.Error("end of a process could not be recorded whole; it will be tried again", "process", ev.ID, "error", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
+
+func (m *Manager) handle(ctx context.Context, ev proto.Exited) error {
+	ctx, cancel := context.WithTimeout(ctx, exitLimit)
+	defer cancel()
+	pod, isInit := strings.CutPrefix(ev.ID, initPrefix)
+	if !isInit {
+		return m.finish(ctx, ID(ev.ID), ev)
+	}
+	err := m.o.Sandboxes.InitEnded(ctx, sandbox.ID(pod))
+	if errors.Is(err, errs.NotFound) { // else its pod's teardown forgets it
+		return m.o.Keeper.Forget(ctx, ev.ID)
+	}
+	return err
+}
+
+// initPrefix begins the keeper's names for the inits of pods, as package sandbox gives them.
+const initPrefix = "init-"
 
 // finish makes a running container exited.
 func (m *Manager) finish(ctx context.Context, id ID, ev proto.Exited) error {

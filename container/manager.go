@@ -17,6 +17,7 @@ import (
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/flight"
 	"crishim.dev/internal/keylock"
+	"crishim.dev/internal/progress"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/launch/seccomp"
@@ -41,6 +42,10 @@ type Keeper interface {
 // Sandboxes finds pods; *sandbox.Manager is one.
 type Sandboxes interface {
 	Get(id string) (sandbox.Sandbox, error)
+	// Close lets no new containers into the pod.
+	Close(ctx context.Context, id sandbox.ID) error
+	// InitEnded is told of the end of the first process of a shared pid namespace.
+	InitEnded(ctx context.Context, id sandbox.ID) error
 }
 
 // Images finds images; *image.Store is one.
@@ -91,6 +96,8 @@ type Manager struct {
 	creates  flight.Group[string, ID]
 	starts   flight.Group[ID, struct{}]
 	accounts accountsCache
+	// underWay is what Activities tells.
+	underWay progress.Table
 	warned   warnings
 	// defaultProfile is that of RuntimeDefault.
 	defaultProfile *seccomp.Profile
@@ -102,8 +109,6 @@ type Manager struct {
 	all map[ID]*entry
 	// names has the id of each container by its name key. Guarded by mu.
 	names map[string]ID
-	// closed has the pods that are being stopped: nothing may be created or started in them. Guarded by mu.
-	closed map[sandbox.ID]bool
 	// execs has a channel for the end of each exec process in flight. Guarded by mu.
 	execs map[string]chan proto.Exited
 }
@@ -122,7 +127,7 @@ type entry struct {
 // New makes a Manager without containers; Recover brings back those of before.
 func New(o Options) *Manager {
 	return &Manager{
-		o: o, all: map[ID]*entry{}, names: map[string]ID{}, closed: map[sandbox.ID]bool{}, execs: map[string]chan proto.Exited{},
+		o: o, all: map[ID]*entry{}, names: map[string]ID{}, execs: map[string]chan proto.Exited{},
 		warned: warnings{log: o.Log}, defaultProfile: seccomp.Default(),
 	}
 }
@@ -174,6 +179,14 @@ func (m *Manager) List() []Container {
 	m.mu.Unlock()
 	slices.SortFunc(out, func(a, b Container) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	return out
+}
+
+// Activities are the operations on containers under way. It waits for nothing.
+func (m *Manager) Activities() []progress.Operation { return m.underWay.List() }
+
+// begin enters an operation on a container; its steps get the context.
+func (m *Manager) begin(ctx context.Context, r *record, name string) (_ context.Context, end func()) {
+	return m.underWay.Begin(ctx, progress.Operation{Sandbox: string(r.Sandbox), Container: string(r.ID), Name: name})
 }
 
 func (m *Manager) inPod(pod sandbox.ID) []ID {

@@ -4,6 +4,7 @@ package container
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim.dev/internal/errs"
 	"crishim.dev/launch"
@@ -36,12 +38,13 @@ func checkMounts(mounts []*cri.Mount) error {
 			return errs.Newf(errs.Invalid, "%s.container_path: %s is mounted twice", field, target)
 		case target == "/proc" || (strings.HasPrefix(target, "/proc/") && !slices.Contains(mountableProc(), target)):
 			return errs.Newf(errs.Invalid, "%s.container_path: %s is inside /proc", field, target)
-		case mt.GetImage() != nil && mt.GetImage().GetImage() != "":
-			return errs.Newf(errs.Unsupported, "%s.image: image volumes are not offered (see RuntimeFeatures)", field)
-		case !filepath.IsAbs(mt.GetHostPath()):
+		case imageVolume(mt) && mt.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE:
+			return errs.Newf(errs.Invalid, "%s.propagation: an image volume has private propagation only", field)
+		case !imageVolume(mt) && !filepath.IsAbs(mt.GetHostPath()):
 			return errs.Newf(errs.Invalid, "%s.host_path: %q is not an absolute path", field, mt.GetHostPath())
-		case len(mt.GetMountOptions()) > 0:
-			return errs.Newf(errs.Unsupported, "%s.mount_options: not offered (see RuntimeFeatures)", field)
+		}
+		if _, err := attributes(mt.GetMountOptions()); err != nil {
+			return fmt.Errorf("%s.%w", field, err)
 		}
 		seen[target] = true
 		if !mt.GetRecursiveReadOnly() {
@@ -108,6 +111,9 @@ func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 		}
 		err = setattr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, flags)
 	}
+	if err == nil {
+		err = setOptions(f, mt.GetMountOptions())
+	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -173,9 +179,18 @@ func isShared(mountinfo io.Reader, id uint64) (bool, error) {
 	return false, s.Err()
 }
 
+// openMount opens the i-th of the request's mounts.
+func (l *launching) openMount(ctx context.Context, i int, mt *cri.Mount) (*os.File, error) {
+	if !imageVolume(mt) {
+		return openVolume(mt, l.userNS)
+	}
+	f, err := l.openImageVolume(ctx, i, mt)
+	return f, errs.As(crierrors.ErrImageVolumeMountFailed, err)
+}
+
 // volumes opens all that is mounted into the container besides the standard mounts: the request's mounts, the pod's files, the
 // image's VOLUMEs. The descriptors are collected in files, which the caller closes.
-func (l *launching) volumes() ([]launch.Mount, error) {
+func (l *launching) volumes(ctx context.Context) ([]launch.Mount, error) {
 	var out []launch.Mount
 	add := func(target string, f *os.File) error {
 		st, err := f.Stat()
@@ -186,9 +201,9 @@ func (l *launching) volumes() ([]launch.Mount, error) {
 		return nil
 	}
 	taken := map[string]bool{}
-	for _, mt := range l.r.Config.GetMounts() {
+	for i, mt := range l.r.Config.GetMounts() {
 		target := path.Clean("/" + mt.GetContainerPath())
-		f, err := openVolume(mt, l.userNS)
+		f, err := l.openMount(ctx, i, mt)
 		if err == nil {
 			err = add(target, f)
 		}
@@ -208,7 +223,9 @@ func (l *launching) volumes() ([]launch.Mount, error) {
 		}
 		f, err := cloneTree(source, 0)
 		if err == nil && security(l.r.Config).GetReadonlyRootfs() {
-			err = setattr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0)
+			if err = setattr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
+				err = errors.Join(err, f.Close())
+			}
 		}
 		if err == nil {
 			err = add(target, f)
@@ -220,7 +237,9 @@ func (l *launching) volumes() ([]launch.Mount, error) {
 	for i, target := range l.r.Volumes {
 		f, err := cloneTree(l.m.volumeDir(l.r.ID, i), 0)
 		if err == nil && l.userNS != nil {
-			err = mapOwners(f, l.userNS)
+			if err = mapOwners(f, l.userNS); err != nil {
+				err = errors.Join(err, f.Close())
+			}
 		}
 		if err == nil {
 			err = add(target, f)

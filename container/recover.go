@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/cgroup"
+	"crishim.dev/internal/errs"
 	"crishim.dev/proto"
 )
 
@@ -43,10 +45,14 @@ func (m *Manager) Recover(ctx context.Context) error {
 			continue
 		}
 		p, ok := known[e.ID]
-		if err := m.recoverOne(ctx, r, e.Stale, ok && !e.Stale, p, running[e.ID]); err != nil {
+		pidfd := running[e.ID]
+		delete(running, e.ID)
+		if err := m.recoverOne(ctx, r, e.Stale, ok && !e.Stale, p, pidfd); err != nil {
 			return fmt.Errorf("recover container %s: %w", e.ID, err)
 		}
-		delete(running, e.ID)
+		if pidfd != nil && m.pidfdOf(r.ID) != pidfd {
+			_ = pidfd.Close()
+		}
 	}
 	m.endStrays(ctx, running)
 	return m.sweepDisk(ctx)
@@ -58,7 +64,14 @@ func (m *Manager) recoverOne(ctx context.Context, r *record, stale, known bool, 
 		if err := m.put(r); err != nil {
 			return err
 		}
-		return errors.Join(m.endCgroup(ctx, r), m.discard(ctx, r))
+		ctx, cancel := context.WithTimeout(ctx, cleanLimit)
+		defer cancel()
+		// One container that can't be taken away must not keep all others from being served.
+		if err := m.takeAway(ctx, r); err != nil {
+			m.o.Log.Error("container of before that was being made or removed could not be taken away", "container", r.ID, "error", err)
+			return m.put(m.leftover(r, err))
+		}
+		return nil
 	case Created, Exited:
 		return m.put(r)
 	case Starting, Running:
@@ -100,13 +113,18 @@ func (m *Manager) recoverOne(ctx context.Context, r *record, stale, known bool, 
 // endStrays kills processes that belong to nobody: execs of a daemon that is gone (KUBELET.md 20), containers without a record.
 func (m *Manager) endStrays(ctx context.Context, running map[string]*os.File) {
 	for id, pidfd := range running {
-		if strings.HasPrefix(id, "init-") {
-			if pidfd != nil {
-				_ = pidfd.Close()
+		if pod, ok := strings.CutPrefix(id, initPrefix); ok {
+			if _, err := m.o.Sandboxes.Get(pod); !errors.Is(err, errs.NotFound) {
+				if pidfd != nil {
+					_ = pidfd.Close()
+				}
+				continue
 			}
-			continue
 		}
 		if pidfd != nil {
+			if strings.HasPrefix(id, execPrefix) {
+				m.endStrayExec(ctx, id)
+			}
 			err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
 			if err != nil && !errors.Is(err, unix.ESRCH) {
 				m.o.Log.Warn("stray process can't be killed", "process", id, "error", err)
@@ -120,6 +138,37 @@ func (m *Manager) endStrays(ctx context.Context, running map[string]*os.File) {
 	}
 }
 
+// endStrayExec kills an exec of a daemon that is gone with all that it has started.
+func (m *Manager) endStrayExec(ctx context.Context, id string) {
+	owner, _, ok := strings.Cut(strings.TrimPrefix(id, execPrefix), "-")
+	r, err := m.find(owner)
+	if !ok || err != nil { // its container has ended, and everything in it
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanLimit)
+	defer cancel()
+	group, err := m.o.Cgroups.Open(r.Cgroup)
+	if err == nil {
+		var part *cgroup.Part
+		if part, err = group.Part(id); err == nil {
+			err = errors.Join(part.Kill(ctx), part.Remove(ctx))
+		}
+	}
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		m.o.Log.Warn("stray exec can't be ended whole", "process", id, "error", err)
+	}
+}
+
+// pidfdOf gives what a container's entry has.
+func (m *Manager) pidfdOf(id ID) *os.File {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.all[id]; e != nil {
+		return e.pidfd
+	}
+	return nil
+}
+
 // sweepDisk removes snapshots and directories that belong to no container: a kill between two steps leaves them.
 func (m *Manager) sweepDisk(ctx context.Context) error {
 	snaps, err := m.o.Snapshots.Snapshots()
@@ -127,7 +176,7 @@ func (m *Manager) sweepDisk(ctx context.Context) error {
 		return err
 	}
 	for _, id := range snaps {
-		if m.current(ID(id)) == nil {
+		if m.current(ownerOf(id)) == nil {
 			if err := m.o.Snapshots.Remove(ctx, id); err != nil {
 				m.o.Log.Warn("leftover writable layer stays", "snapshot", id, "error", err)
 			}

@@ -16,6 +16,7 @@ import (
 	"crishim.dev/cgroup"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/fsx"
+	"crishim.dev/internal/progress"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/proto"
@@ -52,6 +53,8 @@ func (m *Manager) start(ctx context.Context, id ID) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
 	defer cancel()
+	ctx, end := m.begin(ctx, r, "start")
+	defer end()
 	r = r.with(func(r *record) { r.State = Starting })
 	if err := m.put(r); err != nil {
 		return err
@@ -63,11 +66,11 @@ func (m *Manager) start(ctx context.Context, id ID) error {
 	m.mu.Lock()
 	m.all[id].pidfd = p.PIDFD
 	m.mu.Unlock()
-	r = r.with(func(r *record) { r.State, r.PID, r.StartedAt = Running, p.PID, time.Now() })
-	if err := m.put(r); err != nil {
-		return err
+	running := r.with(func(r *record) { r.State, r.PID, r.StartedAt = Running, p.PID, time.Now() })
+	if err := m.put(running); err != nil {
+		return m.startFailed(ctx, r, err)
 	}
-	m.changed(r, ChangeStarted)
+	m.changed(running, ChangeStarted)
 	return nil
 }
 
@@ -79,12 +82,19 @@ func (m *Manager) startFailed(ctx context.Context, r *record, cause error) error
 	if !errors.As(cause, &launchErr) { // a launch error says "start container NAME" itself
 		cause = fmt.Errorf("start container %s: %w", r.name(), cause)
 	}
-	now := time.Now()
+	progress.Stage(ctx, "undo")
+	// The launch may have failed because its time was over.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
+	defer cancel()
 	exited := r.with(func(r *record) {
 		r.State, r.ExitCode, r.Reason, r.Message = Exited, 128, "StartError", cause.Error()
-		r.StartedAt, r.FinishedAt = time.Time{}, now
+		r.StartedAt, r.FinishedAt = time.Time{}, time.Now()
 	})
-	err := errors.Join(m.endCgroup(ctx, r), m.put(exited), m.o.Keeper.Forget(ctx, string(r.ID)))
+	err := errors.Join(m.endCgroup(ctx, r), m.put(exited))
+	// A process that was killed just now is still on its way out: Run forgets it at its end.
+	if e := m.o.Keeper.Forget(ctx, string(r.ID)); e != nil && !errors.Is(e, unix.EBUSY) {
+		err = errors.Join(err, e)
+	}
 	m.changed(exited, ChangeStopped)
 	return errors.Join(cause, err)
 }
@@ -122,6 +132,7 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 		return nil, err
 	}
 	// The cgroup's many directories are made while everything else is opened.
+	progress.Stage(ctx, "make cgroup, mount root file system and volumes")
 	var making errgroup.Group
 	making.Go(func() error { return l.makeCgroup(ctx, list) })
 	err = l.joinNamespaces(d)
@@ -134,6 +145,7 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 	if err := l.joinCgroup(d); err != nil {
 		return nil, err
 	}
+	progress.Stage(ctx, "open log")
 	log, err := openLog(r.LogPath)
 	if err != nil {
 		return nil, err
@@ -145,6 +157,7 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 	if err != nil {
 		return nil, err
 	}
+	progress.Stage(ctx, "run the launch program")
 	return l.spawn(ctx, client.Spawn{
 		Spawn: proto.Spawn{
 			ID: string(r.ID), CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup), Log: log != nil, Hold: l.group.Held(),
@@ -252,7 +265,7 @@ func (l *launching) joinNamespaces(d *launch.Description) error {
 			return errs.Newf(errs.Invalid, "namespace_options.pid: POD, but the pod was made without a shared pid namespace")
 		}
 		want["pid"] = &d.PIDNS
-		mnt, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", l.box.InitPID))
+		mnt, err := l.initMounts()
 		if err != nil {
 			return fmt.Errorf("join the pod's pid namespace: %w", err)
 		}
@@ -274,6 +287,28 @@ func (l *launching) joinNamespaces(d *launch.Description) error {
 	}
 	d.PIDNS, d.PIDMount = l.files.Add(ns), l.files.Add(mnt)
 	return nil
+}
+
+// initMounts opens the mount namespace of the pod's init.
+//
+// The pid is the init's as long as the pod's pid namespace is that of the process: with its init the namespace dies, and nobody else is in
+// it ever after. So it is compared after the open.
+func (l *launching) initMounts() (*os.File, error) {
+	proc := fmt.Sprintf("/proc/%d/ns/", l.box.InitPID)
+	mnt, err := os.Open(proc + "mnt")
+	if err != nil {
+		return nil, err
+	}
+	now, errNow := os.Stat(proc + "pid")
+	pin, errPin := os.Stat(l.m.o.Layout.Pin(l.box.ID, "pid"))
+	err = errors.Join(errNow, errPin)
+	if err == nil && !os.SameFile(now, pin) {
+		err = errs.Newf(errs.Precondition, "its init has ended")
+	}
+	if err != nil {
+		return nil, errors.Join(err, mnt.Close())
+	}
+	return mnt, nil
 }
 
 // targetNamespaces opens the pid and mount namespaces of the container that an ephemeral container debugs.
@@ -317,7 +352,7 @@ func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []
 	}
 	d.Shm = l.files.Add(f)
 	// Volumes last: what is mounted below their source after the copy is not seen.
-	if d.Mounts, err = l.volumes(); err != nil {
+	if d.Mounts, err = l.volumes(ctx); err != nil {
 		return err
 	}
 	for _, extra := range list {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/progress"
 	"crishim.dev/sandbox"
 )
 
@@ -24,14 +25,17 @@ func (m *Manager) Stop(ctx context.Context, id ID, timeout time.Duration) error 
 	}
 	pidfd, r, err := m.live(id)
 	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Precondition) {
-		return nil
+		return m.recorded(ctx, id)
 	}
 	if err != nil {
 		return err
 	}
 	defer pidfd.Close()
+	ctx, end := m.begin(ctx, r, "stop")
+	defer end()
 	done := m.done(id)
 	if timeout > 0 {
+		progress.Stage(ctx, "wait for the end after "+r.StopSignal)
 		if err := m.askToStop(r, pidfd); err != nil {
 			return err
 		}
@@ -46,6 +50,19 @@ func (m *Manager) Stop(ctx context.Context, id ID, timeout time.Duration) error 
 		}
 	}
 	return m.kill(ctx, r, pidfd, done)
+}
+
+// recorded waits until the end of a process that has ended is on record: right after a restart of the daemon it is not yet.
+func (m *Manager) recorded(ctx context.Context, id ID) error {
+	if r := m.current(id); r == nil || r.State != Running {
+		return nil
+	}
+	select {
+	case <-m.done(id):
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop container %s: its end is not on record yet: %w", id, context.Cause(ctx))
+	}
 }
 
 // settled waits until no launch of the container is in flight.
@@ -93,6 +110,7 @@ func (m *Manager) askToStop(r *record, pidfd *os.File) error {
 
 // kill sends SIGKILL, thaws, and waits for the end.
 func (m *Manager) kill(ctx context.Context, r *record, pidfd *os.File, done <-chan struct{}) error {
+	progress.Stage(ctx, "wait for the end after SIGKILL")
 	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill container %s: %w", r.name(), err)
 	}
@@ -133,43 +151,48 @@ func (m *Manager) removeStopped(ctx context.Context, id ID) (again bool, err err
 	if r == nil {
 		return false, nil
 	}
-	if r.State == Running || r.State == Starting {
+	if r.State == Running {
 		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
 	defer cancel()
-	r = r.with(func(r *record) { r.State = Removing })
-	if err := m.put(r); err != nil {
+	ctx, end := m.begin(ctx, r, "remove")
+	defer end()
+	removing := r.with(func(r *record) { r.State = Removing })
+	if err := m.put(removing); err != nil {
 		return false, err
 	}
-	err = errors.Join(m.endCgroup(ctx, r), m.o.Keeper.Forget(ctx, string(id)))
-	if err == nil {
-		err = m.discard(ctx, r)
-	}
-	if err != nil {
+	if err := m.takeAway(ctx, removing); err != nil {
+		// Not listed it could not be removed again.
+		err = errors.Join(err, m.put(m.leftover(r, err)))
 		return false, fmt.Errorf("remove container %s: %w", r.name(), err)
 	}
 	m.changed(r, ChangeDeleted)
 	return false, nil
 }
 
+// takeAway removes all of a container that has ended.
+func (m *Manager) takeAway(ctx context.Context, r *record) error {
+	progress.Stage(ctx, "remove cgroup")
+	if err := errors.Join(m.endCgroup(ctx, r), m.o.Keeper.Forget(ctx, string(r.ID))); err != nil {
+		return err
+	}
+	progress.Stage(ctx, "remove writable layer")
+	return m.discard(ctx, r)
+}
+
 // StopPod kills all containers of a pod and lets no new ones in.
 func (m *Manager) StopPod(ctx context.Context, pod sandbox.ID) error {
-	m.mu.Lock()
-	m.closed[pod] = true
-	m.mu.Unlock()
+	// A start or create that still found the pod ready has the container's lock by now, or is on record: each waits for it.
+	if err := m.o.Sandboxes.Close(ctx, pod); err != nil {
+		return err
+	}
 	return m.each(ctx, pod, func(ctx context.Context, id ID) error { return m.Stop(ctx, id, 0) })
 }
 
-// RemovePod removes all containers of a pod, which StopPod has closed, and forgets the pod.
+// RemovePod removes all containers of a pod, which StopPod has closed.
 func (m *Manager) RemovePod(ctx context.Context, pod sandbox.ID) error {
-	if err := m.each(ctx, pod, m.Remove); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.closed, pod)
-	return nil
+	return m.each(ctx, pod, m.Remove)
 }
 
 func (m *Manager) each(ctx context.Context, pod sandbox.ID, f func(context.Context, ID) error) error {

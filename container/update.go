@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
@@ -45,7 +46,7 @@ func (m *Manager) Update(ctx context.Context, id ID, change *cri.LinuxContainerR
 func merge(old, change *cri.LinuxContainerResources) *cri.LinuxContainerResources {
 	out := proto.CloneOf(old)
 	hugepages := map[string]uint64{}
-	for _, h := range append(old.GetHugepageLimits(), change.GetHugepageLimits()...) {
+	for _, h := range slices.Concat(old.GetHugepageLimits(), change.GetHugepageLimits()) {
 		hugepages[h.GetPageSize()] = h.GetLimit()
 	}
 	unified := maps.Clone(old.GetUnified())

@@ -68,7 +68,7 @@ func TestImageVolumeRefusals(t *testing.T) {
 		text string
 	}{
 		"unknown image": {imageMount("localhost/test/no-such:1", ""), codes.NotFound, "ImageVolumeMountFailed"},
-		"no sub-path":   {imageMount(testimage.Busybox, "no/such"), codes.Unknown, "ImageVolumeMountFailed"},
+		"no sub-path":   {imageMount(testimage.Busybox, "no/such"), codes.InvalidArgument, "ImageVolumeMountFailed"},
 		"outwards":      {imageMount(testimage.Busybox, "../etc"), codes.InvalidArgument, "image_sub_path"},
 		"both": {mount(&cri.Mount{ContainerPath: "/v", HostPath: "/etc", Image: &cri.ImageSpec{Image: testimage.Busybox}}),
 			codes.InvalidArgument, "host_path"},

@@ -184,7 +184,7 @@ func (n *node) services(b base, m *managers) error {
 	handler := server.Handler{RecursiveReadOnlyMounts: b.host.Features.MountSetattr, UserNamespaces: b.noUserNS == nil}
 	n.cri = server.Options{
 		Version: version, SystemdCgroups: b.cgroups.Driver() == cgroup.Systemd,
-		Default: handler, Handlers: handlers(cfg.Runtime.Handlers, handler), Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Default: handler, Handlers: handlers(cfg.Runtime.Handlers, handler), Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: b.host.Features.MountSetattr},
 		Sandboxes: m.sandboxes, Containers: m.containers, Execs: m.containers, Images: imageAdapter{b.images}, Network: b.network,
 		Stats: meter, Events: m.events, URLs: streams, Log: n.log,
 	}
