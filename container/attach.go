@@ -19,7 +19,6 @@ func (m *Manager) Attach(ctx context.Context, id ID, s stream.IO) error {
 	}
 	defer pidfd.Close()
 	tty := r.Config.GetTty()
-	s.TTY = tty
 	if tty {
 		s.Stderr = nil // one stream
 	}

@@ -112,10 +112,7 @@ func readAccounts(root *os.File) (accounts, error) {
 
 // identify resolves the request's user and groups, or the image's "user[:group]", against the image's accounts.
 func identify(sc *cri.LinuxContainerSecurityContext, imageUser string, a accounts) (identity, error) {
-	spec, group := imageUser, ""
-	if i := strings.IndexByte(imageUser, ':'); i >= 0 {
-		spec, group = imageUser[:i], imageUser[i+1:]
-	}
+	spec, group, _ := strings.Cut(imageUser, ":")
 	switch {
 	case sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "":
 		return identity{}, errs.Newf(errs.Invalid, "run_as_user and run_as_username: only one of them may be set")

@@ -124,8 +124,3 @@ func privileged(cfg *cri.ContainerConfig) bool { return security(cfg).GetPrivile
 func pidMode(cfg *cri.ContainerConfig) cri.NamespaceMode {
 	return security(cfg).GetNamespaceOptions().GetPid()
 }
-
-// ownPID says whether the end of the first process is the end of all: it is pid 1 of a namespace of its own (KUBELET.md 15).
-func ownPID(cfg *cri.ContainerConfig) bool {
-	return pidMode(cfg) == cri.NamespaceMode_CONTAINER
-}

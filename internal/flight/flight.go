@@ -86,7 +86,7 @@ func guard[V any](ctx context.Context, fn func(context.Context) (V, error)) (v V
 }
 
 // wait reports again when the operation was cancelled by its other callers and has ended: the caller must start anew.
-func (g *Group[K, V]) wait(ctx context.Context, c *call[V]) (v V, err error, again bool) { //nolint:revive,staticcheck // again is no error
+func (g *Group[K, V]) wait(ctx context.Context, c *call[V]) (v V, err error, again bool) {
 	select {
 	case <-c.done:
 		g.mu.Lock()

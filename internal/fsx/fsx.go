@@ -128,7 +128,7 @@ func readLink(dir int, name string) (string, error) {
 
 func split(path string) []string {
 	var out []string
-	for _, p := range strings.Split(path, "/") {
+	for p := range strings.SplitSeq(path, "/") {
 		if p != "" && p != "." {
 			out = append(out, p)
 		}

@@ -8,7 +8,10 @@
 //	u.Add(func() error { return rmdir() })
 package undo
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // Stack is a list of inverses. The zero value is ready. Not safe for concurrent use.
 type Stack struct{ steps []func() error }
@@ -23,8 +26,8 @@ func (s *Stack) Run(err *error) {
 	if *err == nil {
 		return
 	}
-	for i := len(steps) - 1; i >= 0; i-- {
-		if e := steps[i](); e != nil {
+	for _, step := range slices.Backward(steps) {
+		if e := step(); e != nil {
 			*err = errors.Join(*err, e)
 		}
 	}
