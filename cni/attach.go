@@ -49,12 +49,9 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 		return Result{}, c.err
 	}
 	if !c.ready.Load() { // else an ADD could fail half-way for a reason that its DEL shares
-		external, err := n.servable(c)
-		if err != nil {
+		if _, err := n.servable(c); err != nil {
 			return Result{}, err
 		}
-		c.ours.Store(!external)
-		c.ready.Store(true)
 	}
 	if n.attached(p.ID) { // left by an attempt of before a crash, or by a Detach whose end is still under way
 		if err := n.reap.wait(ctx); err != nil {

@@ -87,7 +87,7 @@ func clearNode(t testing.TB, o Options) {
 		t.Fatal(err)
 	}
 	for _, l := range links {
-		if l.Type() == "bridge" || l.Type() == "veth" {
+		if l.Type() == "bridge" || l.Type() == "veth" || l.Type() == "vxlan" {
 			_ = netlink.LinkDel(l)
 		}
 	}

@@ -52,7 +52,12 @@ func (n *Network) servable(c *loaded) (external bool, err error) {
 		if err := n.host.Overlap(p.Network.Type, p.Bytes); err != nil {
 			return false, errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
 		}
+		if err := n.host.Prepare(p.Network.Type, p.Bytes); err != nil {
+			return false, errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
+		}
 	}
+	c.ours.Store(!external)
+	c.ready.Store(true)
 	return external, nil
 }
 
@@ -138,7 +143,7 @@ func (n *Network) Findings() ([]string, error) {
 	}
 	var out []string
 	for _, p := range c.list.Plugins {
-		for _, s := range builtin.Subnets(p.Network.Type, p.Bytes) {
+		for _, s := range n.host.Subnets(p.Network.Type, p.Bytes) {
 			for _, d := range drops {
 				if d.Concerns(s) {
 					out = append(out, fmt.Sprintf("chain %s of nftables table %s %s drops what no rule of it accepts, pod traffic (%s) too; let it through: %s",

@@ -291,7 +291,7 @@ func (h *Host) masquerade(conf *bridgeConf, res *current.Result) error {
 	if len(subnets) == 0 || !conf.IPMasq {
 		return nil
 	}
-	return h.nat.Masquerade(true, subnets...)
+	return h.nat.Masquerade(subnets, subnets)
 }
 
 // ipam runs the IPAM plugin, the built-in one directly. With res nil only success counts.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package builtin is the standard CNI plugins as functions: they read the same JSON, give the same results, and need no process.
+// Package builtin is the standard CNI plugins as functions: they read the same JSON, give the same results, and need no process. One is ours
+// alone: vxlan joins the pods of several nodes (vxlan.go).
 //
 // The host's side is done over one lasting rtnetlink socket, the pod's side through a netlink socket that was opened inside the pod's
 // namespace and is passed in: nothing here enters a namespace. A plugin serves a configuration only when it understands every key of it
@@ -26,6 +27,7 @@ import (
 
 	"crishim.dev/cni/builtin/lease"
 	"crishim.dev/cni/builtin/nat"
+	"crishim.dev/cni/builtin/overlay"
 	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
 )
@@ -47,6 +49,7 @@ type Host struct {
 	rt   *rtnl.Conn
 	nat  *nat.Table
 	old  *stale
+	over *overlay.Set
 
 	mu     sync.Mutex // guards stores
 	stores map[string]*lease.Store
@@ -67,12 +70,13 @@ func Open(o Options) (*Host, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	old := &stale{warn: func(err error) { o.Log.Warn("former traffic of a host port may go on", "error", err) }}
-	return &Host{opts: o, rt: rt, nat: table, old: old, stores: map[string]*lease.Store{}}, nil
+	return &Host{opts: o, rt: rt, nat: table, old: old, over: overlay.New(o.Log), stores: map[string]*lease.Store{}}, nil
 }
 
 // Close ends the connections; what was set up stays.
 func (h *Host) Close() error {
 	h.old.wait()
+	h.over.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for dir, s := range h.stores {
@@ -120,6 +124,7 @@ func plugins() map[string]plugin {
 		"bandwidth":  {checkBandwidth, runBandwidth},
 		"tuning":     {checkTuning, runTuning},
 		"firewall":   {checkFirewall, runFirewall},
+		"vxlan":      {checkVXLAN, runVXLAN},
 	}
 }
 

@@ -122,7 +122,7 @@ func portmapAdd(h *Host, c *Call, conf *portmapConf, prev *current.Result) error
 	for _, ip := range prev.IPs {
 		subnets = append(subnets, prefixOf(ip.Address).Masked())
 	}
-	if err := h.nat.Masquerade(false, subnets...); err != nil {
+	if err := h.nat.Masquerade(subnets, nil); err != nil {
 		return err
 	}
 	live := h.opts.Live

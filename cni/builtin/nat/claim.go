@@ -115,12 +115,8 @@ func parsePort(name, target string) (p Port, owner string, ok bool) {
 	return Port{proto, host, uint16(hostPort), addr, uint16(port)}, t[0], true
 }
 
-func subnetClaims(p netip.Prefix, masq bool) []string {
-	names := []string{fmt.Sprintf("%s,%s,%d", localKind, p.Addr(), p.Bits())}
-	if masq {
-		names = append(names, fmt.Sprintf("%s,%s,%d", masqKind, p.Addr(), p.Bits()))
-	}
-	return names
+func subnetClaim(kind string, p netip.Prefix) string {
+	return fmt.Sprintf("%s,%s,%d", kind, p.Addr(), p.Bits())
 }
 
 func localnetClaim(ifname string) string { return localnetKind + "," + ifname }

@@ -124,9 +124,9 @@ func (t *Table) presentLocked(family nftables.TableFamily) (bool, error) {
 	return true, nil
 }
 
-// Masquerade makes packets that leave the subnets for elsewhere carry the host's address. With masq false the subnets are only
-// noted as local, which host ports need.
-func (t *Table) Masquerade(masq bool, subnets ...netip.Prefix) error {
+// Masquerade makes packets from the networks masq carry the host's address, except those that stay inside one of the networks local.
+// Host ports need the pods' network among those too.
+func (t *Table) Masquerade(local, masq []netip.Prefix) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	present, err := t.presentLocked(nftables.TableFamilyINet)
@@ -134,8 +134,9 @@ func (t *Table) Masquerade(masq bool, subnets ...netip.Prefix) error {
 		return err
 	}
 	fresh := false
-	for _, p := range subnets {
-		for _, name := range subnetClaims(p.Masked(), masq) {
+	for kind, networks := range map[string][]netip.Prefix{localKind: local, masqKind: masq} {
+		for _, p := range networks {
+			name := subnetClaim(kind, p.Masked())
 			if t.seen[name] {
 				continue
 			}
