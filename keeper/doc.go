@@ -21,8 +21,8 @@
 // instruction, something from which the other one goes on. The rules for that:
 //
 //   - A Keep that was sent is held. The elder reads its queue to the end before it equips the next younger, so nobody waits for answers.
-//   - What must be held is sent before it has effects: stdio before the process exists, the process before its gate opens, a reported
-//     descriptor before the report is taken out of its socket (it is looked at with MSG_PEEK).
+//   - What must be held is sent before it has effects: a process and its stdio before its gate opens, a reported descriptor before the report
+//     is taken out of its socket (it is looked at with MSG_PEEK).
 //   - A child waits at its gate until then. If its keeper dies first, the last copies of its report socket go, the gate ends, it exits:
 //     the launch has not happened, and the daemon's repeated Spawn makes it happen.
 //   - A status is stored in shared memory while the process is still a zombie, and only then reaped.
@@ -33,8 +33,9 @@
 //
 // # The executor
 //
-// exec.go runs a launch program between clone3 and execve, with raw system calls only, in a plain fork. It starts by letting go of everything of
-// the keeper's: descriptors, signal dispositions and mask, RLIMIT_NOFILE. The rest (umask, oom_score_adj, session) is the program's.
+// exec.go runs a launch program between clone3 and execve, with raw system calls only, in a plain fork of the zygote (zygote.go), a small child of
+// the younger that does nothing but clone. It starts by letting go of everything of the keeper's: descriptors, signal dispositions and mask,
+// RLIMIT_NOFILE. The rest (umask, oom_score_adj, session) is the program's.
 //
 // # The log pump
 //

@@ -11,17 +11,11 @@ import (
 	"crishim.dev/proto"
 )
 
-// The executor: what runs in a child between clone and execve. The child is a plain fork of a process with many threads, of
-// which it has only one. It may therefore not use the Go runtime at all: every function here is nosplit and norace,
-// allocates nothing, takes no lock and writes no pointer into Go memory. All it needs lies in one private mapping, prepared before.
+// The executor: what runs in a child between clone and execve. The child is a plain fork of the zygote (zygote.go), which is one of a process
+// with many threads, of which it has only one. It may therefore not use the Go runtime at all: every function here is nosplit and norace,
+// allocates nothing, takes no lock and writes no pointer, since that might call the collector. All it needs lies in one private mapping.
 //
 // It is never a vfork: the parent's memory is not the child's to write, and a child that hangs in a mount must not hold up the parent.
-
-//go:linkname beforeFork syscall.runtime_BeforeFork
-func beforeFork()
-
-//go:linkname afterFork syscall.runtime_AfterFork
-func afterFork()
 
 // cloneArgs is the kernel's struct clone_args (CLONE_ARGS_SIZE_VER2).
 type cloneArgs struct {
@@ -37,27 +31,24 @@ var ignorable = [...]uint8{
 	uint8(unix.SIGTSTP), uint8(unix.SIGTTIN), uint8(unix.SIGTTOU), uint8(unix.SIGCONT), 32, 33, 34,
 }
 
-const maxChildFDs = proto.FDPassed + proto.MaxFDs
-
-// child is the child's memory, at the start of the private mapping.
+// child is the child's memory.
 type child struct {
 	clone         cloneArgs
 	pidfd, pidfd2 int32
 
-	ops    unsafe.Pointer // of proto.Op
-	numOps uintptr
-	data   unsafe.Pointer
+	// Addresses in the mapped program.
+	ops, numOps, data uintptr
 
-	report  uintptr
-	fds     [maxChildFDs]int32 // by the program's index; -1 is none
-	keep    [maxChildFDs]int32 // the descriptors that stay open, ascending
-	numKeep uintptr
-	nofile  unix.Rlimit
+	// fds are the program's descriptors by its index, -1 for none. Those that are there have the numbers from fds[FDReport] to lastFD.
+	fds    [proto.FDPassed + proto.MaxPassed]int32
+	lastFD uintptr
+	nofile unix.Rlimit
 
 	regs   [proto.NumRegs]uintptr
 	args   [6]uintptr
 	eacces bool
 	gate   [8]byte
+	name   [16]byte
 
 	ignored [len(ignorable)]uint8
 	zero    sigaction
@@ -105,40 +96,16 @@ type control struct {
 	_      int32
 }
 
-// fork makes the child, which runs c's program and never returns.
-//
-//go:noinline
-//go:norace
-//go:nocheckptr
-func fork(c *child) (int, syscall.Errno) {
-	beforeFork()
-	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone)), unsafe.Sizeof(c.clone), 0)
-	if e != 0 || pid != 0 {
-		afterFork()
-		return int(pid), e
-	}
-	c.enter()
-	c.run()
-	return 0, 0
-}
-
-// enter makes the child its own: no descriptor, signal disposition or limit of the keeper is left. Descriptors go first, since
-// while the child has them too the end of this keeper could go unnoticed; 0 to 2 stay occupied, by /dev/null, so that what the program opens
-// doesn't get their numbers. Then it waits at the gate until it has been told of.
+// enter makes the child its own: no descriptor, signal disposition, limit or name of the keeper is left; 0 to 2 stay occupied, by /dev/null, so
+// that what the program opens doesn't get their numbers. Then it waits at the gate until it has been told of.
 //
 //go:nosplit
 //go:norace
 func (c *child) enter() {
 	syscall.RawSyscall(unix.SYS_DUP3, 0, 2, 0)
-	next := uintptr(3)
-	for i := uintptr(0); i < c.numKeep; i++ {
-		fd := uintptr(*(*int32)(unsafe.Add(unsafe.Pointer(&c.keep), 4*i)))
-		if fd > next {
-			syscall.RawSyscall(unix.SYS_CLOSE_RANGE, next, fd-1, 0)
-		}
-		next = fd + 1
-	}
-	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, next, 1<<32-1, 0)
+	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 3, c.report()-1, 0)
+	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, c.lastFD+1, 1<<32-1, 0)
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&c.name)), 0, 0, 0, 0)
 	for i := uintptr(0); i < uintptr(len(c.ignored)); i++ {
 		s := uintptr(*(*uint8)(unsafe.Add(unsafe.Pointer(&c.ignored), i)))
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&c.zero)), 0, 8, 0, 0)
@@ -146,7 +113,7 @@ func (c *child) enter() {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.mask)), 0, 8, 0, 0)
 	syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&c.nofile)), 0, 0, 0)
 	for {
-		n, _, e := syscall.RawSyscall(unix.SYS_READ, c.report, uintptr(unsafe.Pointer(&c.gate)), 8)
+		n, _, e := syscall.RawSyscall(unix.SYS_READ, c.report(), uintptr(unsafe.Pointer(&c.gate)), 8)
 		if e == unix.EINTR {
 			continue
 		}
@@ -157,6 +124,18 @@ func (c *child) enter() {
 	}
 }
 
+// report is the child's end of its report socket.
+//
+//go:nosplit
+//go:norace
+func (c *child) report() uintptr { return uintptr(c.fds[proto.FDReport]) }
+
+// pointer reads an address as a pointer. Storing addresses as numbers keeps the write barrier away.
+//
+//go:nosplit
+//go:norace
+func pointer(p *uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(p)) }
+
 // run runs the program.
 //
 //go:nosplit
@@ -164,12 +143,12 @@ func (c *child) enter() {
 //go:nocheckptr
 func (c *child) run() {
 	for i := uintptr(0); i < c.numOps; i++ {
-		o := (*proto.Op)(unsafe.Add(c.ops, i*proto.OpSize))
+		o := (*proto.Op)(unsafe.Add(pointer(&c.ops), i*proto.OpSize))
 		for a := 0; a < 6; a++ {
 			v := uintptr(o.Arg[a])
 			switch o.Kind[a] {
 			case proto.Data:
-				v += uintptr(c.data)
+				v += c.data
 			case proto.Reg:
 				v = c.regs[v%proto.NumRegs]
 			case proto.FD:
@@ -217,9 +196,9 @@ func skipped(o *proto.Op, cond uintptr) bool {
 func (c *child) do(o *proto.Op, index uintptr) (uintptr, syscall.Errno) {
 	switch o.NR {
 	case proto.PseudoStore32:
-		*(*uint32)(unsafe.Add(c.data, o.Arg[0])) = uint32(c.args[1])
+		*(*uint32)(unsafe.Add(pointer(&c.data), o.Arg[0])) = uint32(c.args[1])
 	case proto.PseudoStore64:
-		*(*uint64)(unsafe.Add(c.data, o.Arg[0])) = uint64(c.args[1])
+		*(*uint64)(unsafe.Add(pointer(&c.data), o.Arg[0])) = uint64(c.args[1])
 	case proto.PseudoClone:
 		// clone(2), whose third argument receives the pidfd on all our architectures: seccomp filters refuse clone3.
 		flags := c.args[0] | unix.CLONE_PARENT | unix.CLONE_PIDFD
@@ -271,7 +250,7 @@ func (c *child) tell(what uint32, index uintptr, value uint32, fd int32) syscall
 		c.msg.controlLen = uint64(unsafe.Sizeof(c.control))
 	}
 	for {
-		_, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, c.report, uintptr(unsafe.Pointer(&c.msg)), unix.MSG_NOSIGNAL)
+		_, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, c.report(), uintptr(unsafe.Pointer(&c.msg)), unix.MSG_NOSIGNAL)
 		if e != unix.EINTR {
 			return e
 		}

@@ -125,6 +125,7 @@ func writeExit(id string, status uint32, time int64) error {
 
 // stat is what /proc/PID/stat says of a process.
 type stat struct {
+	comm     string
 	state    byte
 	flags    uint64
 	start    uint64
@@ -144,7 +145,11 @@ func readStat(pid int32) (stat, error) {
 
 // parseStat parses proc_pid_stat(5). The second field is in parentheses and may hold anything, parentheses too.
 func parseStat(s string) (stat, error) {
-	f := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
+	open, end := strings.IndexByte(s, '('), strings.LastIndexByte(s, ')')
+	if open < 0 || end < open {
+		return stat{}, unix.EINVAL
+	}
+	f := strings.Fields(s[end+1:])
 	if len(f) < 50 || len(f[0]) != 1 { // from field 3 to 52
 		return stat{}, unix.EINVAL
 	}
@@ -154,7 +159,7 @@ func parseStat(s string) (stat, error) {
 	if err1 != nil || err2 != nil || err3 != nil {
 		return stat{}, unix.EINVAL
 	}
-	return stat{state: f[0][0], flags: flags, start: start, exitCode: uint32(code)}, nil
+	return stat{comm: s[open+1 : end], state: f[0][0], flags: flags, start: start, exitCode: uint32(code)}, nil
 }
 
 // exitOf learns the wait status of a process that is not our child: from its pidfd once it has been reaped (Linux 6.15), or
@@ -164,7 +169,7 @@ func exitOf(pidfd int, pid int32, start uint64) (status uint32, ok bool) {
 	if err := unix.IoctlPidfdInfo(pidfd, &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
 		return uint32(info.Exit_code), true
 	}
-	if st, err := readStat(pid); err == nil && st.state == 'Z' && st.start == start {
+	if st, err := readStat(pid); err == nil && st.state == 'Z' && (st.start == start || start == 0) {
 		return st.exitCode, true
 	}
 	return proto.StatusUnknown, false

@@ -18,6 +18,10 @@ func (l *launch) follow() {
 	y.mu.Lock()
 	report := p.rec.fd(proto.HeldReport, 0)
 	gated := p.rec.Flags&proto.KeepGated != 0
+	if gated {
+		st, _ := readStat(p.rec.PID) // at its gate, or a zombie
+		y.keepLocked(p.rec, func(k *proto.Keep) { k.StartTime = st.start })
+	}
 	for _, r := range l.held {
 		p.answerGatedLocked(r)
 	}
@@ -107,9 +111,8 @@ func (l *launch) movedLocked(pid int32, pidfd int) {
 	if n := pidOf(pidfd); n != 0 {
 		pid = n
 	}
-	st, _ := readStat(pid)
 	y.keepLocked(p.rec, func(k *proto.Keep) {
-		k.PID, k.StartTime = pid, st.start
+		k.PID, k.StartTime = pid, 0
 		k.Add = []proto.Held{{Kind: proto.HeldPIDFD}}
 	}, pidfd)
 	if l.adopted {
@@ -143,16 +146,25 @@ func (l *launch) conclude() {
 	y, p := l.y, l.p
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	if p.failedOp == proto.FailedNone && p.rec.Flags&proto.KeepRun == 0 {
-		if st, err := readStat(p.rec.PID); err == nil && st.start == p.rec.StartTime && st.flags&neverExecuted != 0 {
-			p.failedOp = proto.FailedKilled
-		}
-	}
 	p.launch = nil
-	y.keepLocked(p.rec, func(k *proto.Keep) {
+	launched := func(k *proto.Keep) {
 		k.Flags = k.Flags&^proto.KeepGated | proto.KeepLaunched
 		k.Drop = []proto.Held{{Kind: proto.HeldReport}}
-	})
+	}
+	if p.rec.Flags&proto.KeepRun != 0 { // a next younger would kill it anyway: the elder need not hear of it
+		k := p.rec.Keep
+		launched(&k)
+		y.applyLocked(&k, nil)
+	} else {
+		st, err := readStat(p.rec.PID)
+		if err == nil && st.flags&neverExecuted != 0 && p.failedOp == proto.FailedNone {
+			p.failedOp = proto.FailedKilled
+		}
+		y.keepLocked(p.rec, func(k *proto.Keep) {
+			launched(k)
+			k.StartTime = st.start
+		})
+	}
 	if p.failedOp == proto.FailedNone && p.rec.Flags&proto.KeepRun == 0 {
 		p.openStreams()
 		for _, w := range p.waiters {

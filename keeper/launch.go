@@ -141,11 +141,8 @@ func (e *ends) close() {
 	}
 }
 
-// make makes the process, up to its gate. Whatever this keeper's end leaves behind at any point is either nothing, or known to the elder:
-//
-//	the elder is told of every descriptor it must hold before the process exists;
-//	it is told of the process before the gate opens;
-//	a child whose keeper dies in between finds its gate closed for good, and exits.
+// make makes the process, up to its gate, and tells the elder of it with everything that goes with it. Should this keeper die before that, the child
+// finds its gate closed for good, and exits: nothing has happened.
 func (l *launch) make() error {
 	y, s, r := l.y, l.s, l.r
 	first := 1
@@ -158,35 +155,26 @@ func (l *launch) make() error {
 	passed := r.fds[first:]
 	e := ends{-1, -1, -1, -1}
 	defer e.close()
-	prog, err := mapProgram(r.fds[0], proto.FDPassed+len(passed))
-	if err != nil {
-		return err
-	}
-	defer prog.unmap()
 	if err := l.openStdio(&e); err != nil {
 		return err
 	}
-	c := prog.child
-	if err := c.fill(&e, passed, s, y.nofile); err != nil {
+	o, fds, err := newOrder(r.fds[0], &e, passed, s, y.nofile)
+	if err != nil {
 		return err
 	}
-	y.mu.Lock() // the child takes no lock; others wait for a tenth of a millisecond
-	pid, failed := fork(c)
-	if failed != 0 {
-		y.mu.Unlock()
-		return &cloneError{failed}
+	pid, pidfd, err := y.nursery.place(o, fds)
+	if err != nil {
+		return err
 	}
 	y.forked()
-	st, _ := readStat(int32(pid)) // it is at its gate, or a zombie
-	y.keepLocked(l.p.rec, func(k *proto.Keep) {
-		k.PID, k.StartTime = int32(pid), st.start
+	y.keep(l.p.rec, func(k *proto.Keep) {
+		k.PID = int32(pid)
 		k.Add = []proto.Held{{Kind: proto.HeldPIDFD}}
-	}, int(c.pidfd))
-	y.mu.Unlock()
+	}, pidfd)
 	return nil
 }
 
-// openStdio makes the report socket and the FIFOs, keeps their near ends here and at the elder, and puts the far ones in e.
+// openStdio makes the report socket and the FIFOs, keeps their near ends, and puts the far ones in e.
 func (l *launch) openStdio(e *ends) error {
 	y, s := l.y, l.s
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)

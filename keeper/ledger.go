@@ -197,6 +197,9 @@ func (l *ledger) ended(pid int32, status uint32) *record {
 		case r == nil && l.launching == 0:
 			return nil
 		case r == nil && start.IsZero():
+			if st, err := readStat(pid); err == nil && st.comm == zygoteName {
+				return nil
+			}
 			start = time.Now()
 			defer time.AfterFunc(strangerWait, l.changed.Broadcast).Stop()
 		case r == nil && time.Since(start) >= strangerWait:

@@ -10,89 +10,71 @@ import (
 	"crishim.dev/proto"
 )
 
-// program is a launch program in memory, with the child's block before it.
-type program struct {
-	child *child
-	block []byte
-	code  []byte
+// order is what the zygote is asked to start. Its descriptors are the program, the child's end of the report socket, its ends of the stdio that
+// there is, and the passed ones.
+type order struct {
+	flags  uint64
+	cgroup int32 // index among the passed ones, or -1
+	stdio  [3]bool
+	passed int32
+	size   int64 // of the program
+	layout proto.Layout
+	nofile unix.Rlimit
 }
 
-// mapProgram maps and checks a program. It must be sealed: what has been checked is what runs, and the mapping stays whole.
-func mapProgram(fd, numFDs int) (*program, error) {
-	const needed = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK
+// newOrder checks a program and the request it came with. The program must be sealed: what has been checked is what runs.
+func newOrder(program int, e *ends, passed []int, s *proto.Spawn, nofile unix.Rlimit) (*order, []int, error) {
+	if len(passed) > proto.MaxPassed {
+		return nil, nil, at("pass descriptors", unix.E2BIG)
+	}
+	o := &order{flags: s.CloneFlags | unix.CLONE_PIDFD | cloneClearSighand, cgroup: s.Cgroup, passed: int32(len(passed)), nofile: nofile}
+	const refused = unix.CLONE_VM | unix.CLONE_FILES | unix.CLONE_FS | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_VFORK | unix.CLONE_SETTLS | unix.CLONE_UNTRACED | 0xff
+	if o.flags&refused != 0 {
+		return nil, nil, at("clone flags", unix.EINVAL)
+	}
+	o.flags |= unix.CLONE_PARENT // the zygote is not the parent of anything
+	if s.Cgroup >= 0 {
+		if int(s.Cgroup) >= len(passed) {
+			return nil, nil, at("cgroup", unix.EBADF)
+		}
+		o.flags |= unix.CLONE_INTO_CGROUP
+	}
+	var err error
+	if o.size, o.layout, err = checkProgram(program, proto.FDPassed+len(passed)); err != nil {
+		return nil, nil, err
+	}
+	fds := []int{program, e.report}
+	for i, fd := range [3]int{e.stdin, e.stdout, e.stderr} {
+		if o.stdio[i] = fd >= 0; o.stdio[i] {
+			fds = append(fds, fd)
+		}
+	}
+	return o, append(fds, passed...), nil
+}
+
+func checkProgram(fd, numFDs int) (size int64, l proto.Layout, err error) {
+	const needed = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || seals&needed != needed {
-		return nil, at("map program", unix.EPERM)
+		return 0, l, at("program is not sealed", unix.EPERM)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, at("map program", err)
+		return 0, l, at("read program", err)
 	}
-	if st.Size < proto.HeaderSize || st.Size > 2*proto.MaxData || numFDs > maxChildFDs {
-		return nil, at("check program", unix.E2BIG)
+	if st.Size < proto.HeaderSize || st.Size > 2*proto.MaxData {
+		return 0, l, at("check program", unix.E2BIG)
 	}
-	code, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	code, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, at("map program", err)
+		return 0, l, at("read program", err)
 	}
-	p := &program{code: code}
-	layout, err := proto.Check(code, numFDs)
-	if err != nil {
-		p.unmap()
-		return nil, &stageError{err.Error(), unix.EINVAL}
+	defer unix.Munmap(code) //nolint:errcheck // it is mapped
+	if l, err = proto.Check(code, numFDs); err != nil {
+		return 0, l, &stageError{err.Error(), unix.EINVAL}
 	}
-	p.block, err = unix.Mmap(-1, 0, int(unsafe.Sizeof(child{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		p.unmap()
-		return nil, at("map child", err)
-	}
-	base := unsafe.Pointer(&code[0])
-	data := unsafe.Add(base, layout.Data)
-	for i := range layout.NumRelocs {
-		word := (*uint64)(unsafe.Add(base, layout.Data+int(*(*uint32)(unsafe.Add(base, layout.Relocs+4*i)))))
-		*word += uint64(uintptr(data))
-	}
-	p.child = (*child)(unsafe.Pointer(&p.block[0]))
-	p.child.ops, p.child.numOps, p.child.data = unsafe.Add(base, layout.Ops), uintptr(layout.NumOps), data
-	return p, nil
+	return st.Size, l, nil
 }
 
-func (p *program) unmap() {
-	unix.Munmap(p.code) //nolint:errcheck // it is mapped
-	if p.block != nil {
-		unix.Munmap(p.block) //nolint:errcheck // it is mapped
-	}
-}
-
-// fill makes the child's block ready for fork.
-func (c *child) fill(e *ends, passed []int, s *proto.Spawn, nofile unix.Rlimit) error {
-	c.clone = cloneArgs{flags: s.CloneFlags | unix.CLONE_PIDFD | cloneClearSighand, pidfd: uint64(uintptr(unsafe.Pointer(&c.pidfd)))}
-	if c.clone.flags&(unix.CLONE_VM|unix.CLONE_FILES|unix.CLONE_FS|unix.CLONE_SIGHAND|unix.CLONE_THREAD|unix.CLONE_PARENT|unix.CLONE_VFORK|unix.CLONE_SETTLS|unix.CLONE_UNTRACED|0xff) != 0 {
-		return at("clone flags", unix.EINVAL)
-	}
-	if s.Cgroup >= 0 {
-		if int(s.Cgroup) >= len(passed) {
-			return at("cgroup", unix.EBADF)
-		}
-		c.clone.flags |= unix.CLONE_INTO_CGROUP
-		c.clone.cgroup = uint64(passed[s.Cgroup])
-	}
-	c.nofile, c.ignored = nofile, ignorable
-	c.report = uintptr(e.report)
-	for i, fd := range append([]int{e.report, e.stdin, e.stdout, e.stderr}, passed...) {
-		c.fds[i] = int32(fd)
-		if fd < 0 {
-			continue
-		}
-		at := c.numKeep
-		for ; at > 0 && c.keep[at-1] > int32(fd); at-- {
-			c.keep[at] = c.keep[at-1]
-		}
-		c.keep[at] = int32(fd)
-		c.numKeep++
-	}
-	c.iov = [2]uintptr{uintptr(unsafe.Pointer(&c.note)), noteSize}
-	c.control = control{length: unix.SizeofCmsghdr + 4, level: unix.SOL_SOCKET, typ: unix.SCM_RIGHTS}
-	c.msg = msghdr{iov: uintptr(unsafe.Pointer(&c.iov)), iovLen: 1, control: uintptr(unsafe.Pointer(&c.control))}
-	return nil
-}
+// bytesOf is the memory of a value that holds no pointers.
+func bytesOf[T any](v *T) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v)) }

@@ -223,6 +223,10 @@ func (y *younger) listLocked(r *request) {
 			continue
 		}
 		e := proto.Process{ID: rec.ID, PID: rec.PID, StartTime: rec.StartTime}
+		if e.StartTime == 0 { // its launch is under way
+			st, _ := readStat(rec.PID)
+			e.StartTime = st.start
+		}
 		if s := rec.proc.slot; rec.proc.announced {
 			e.Exited, e.Status, e.Time = true, s.exitStatus, s.exitTime
 		} else {

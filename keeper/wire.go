@@ -129,12 +129,15 @@ func (in *inbox) receive(fd int) (seq uint64, m proto.Message, fds []int, err er
 	return seq, m, fds, nil
 }
 
-// receive reads one packet without waiting. ECONNRESET only says that the peer has gone with packets unread; what it had sent before is still
+// receive reads one packet, without waiting unless flags has MSG_WAITALL. ECONNRESET only says that the peer has gone with packets unread; what it had sent before is still
 // to be read.
 func receive(fd int, data, oob []byte, flags int) (n int, fds []int, err error) {
+	if flags&unix.MSG_WAITALL == 0 {
+		flags |= unix.MSG_DONTWAIT
+	}
 	var oobn, got int
 	for {
-		n, oobn, got, _, err = unix.Recvmsg(fd, data, oob, flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		n, oobn, got, _, err = unix.Recvmsg(fd, data, oob, flags|unix.MSG_CMSG_CLOEXEC)
 		if err == nil {
 			break
 		}

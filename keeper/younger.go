@@ -23,6 +23,8 @@ type younger struct {
 	pool   bufferPool
 	in     inbox // the poller's goroutine's
 
+	nursery nursery
+
 	// Guarded by ledger.mu, which is taken before proc.mu.
 	elder     wire
 	elderDead bool
@@ -33,8 +35,11 @@ type younger struct {
 // runYounger is the younger's life. It returns only when it can't go on; the elder then starts another.
 func runYounger(build string) error {
 	settle()
-	y, err := newYounger(build)
-	if err != nil {
+	y := &younger{build: build, log: logger{"younger"}}
+	if err := y.nursery.start(); err != nil { // first of all: the zygote is as small as this process is now
+		return err
+	}
+	if err := y.prepare(); err != nil {
 		return err
 	}
 	if err := y.getEquipped(); err != nil {
@@ -53,23 +58,21 @@ func runYounger(build string) error {
 	})
 }
 
-func newYounger(build string) (*younger, error) {
+func (y *younger) prepare() error {
 	t, err := openTable(fdState)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p, err := newPoller()
-	if err != nil {
-		return nil, err
+	if y.poll, err = newPoller(); err != nil {
+		return err
 	}
 	unix.SetNonblock(fdPair, true) //nolint:errcheck // it is a socket
 	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	return &younger{
-		ledger: newLedger(t), log: logger{"younger"}, build: build, nofile: raiseFiles(),
-		poll: p, elder: wire{fd: fdPair}, conns: map[*conn]struct{}{},
-	}, nil
+	y.ledger, y.nofile = newLedger(t), raiseFiles()
+	y.elder, y.conns = wire{fd: fdPair}, map[*conn]struct{}{}
+	return nil
 }
 
 // getEquipped asks the elder for everything, and takes up each process where it was left.
@@ -165,10 +168,17 @@ func (y *younger) keep(r *record, change func(*proto.Keep), fds ...int) {
 }
 
 func (y *younger) keepLocked(r *record, change func(*proto.Keep), fds ...int) {
+	fresh := r.PID == 0
 	k := r.Keep
 	change(&k)
 	y.applyLocked(&k, fds)
-	y.tellElderLocked(&k, fds)
+	switch {
+	case r.PID == 0: // the elder hears of it when it has a process
+	case fresh:
+		y.tellElderLocked(r.everything())
+	default:
+		y.tellElderLocked(&k, fds)
+	}
 }
 
 // tellElderLocked returns when the message is in the elder's queue, and so safe from this keeper's end. When the elder is gone there is
@@ -199,7 +209,9 @@ func (y *younger) discardLocked(p *proc) {
 		y.poll.del(fd)
 	}
 	y.dropLocked(p.id)
-	y.tellElderLocked(&proto.Drop{ID: p.id}, nil)
+	if p.rec.PID != 0 {
+		y.tellElderLocked(&proto.Drop{ID: p.id}, nil)
+	}
 	if p.dir {
 		removeProcess(p.id) // sweepLocked does it if this keeper dies here
 	}

@@ -8,8 +8,11 @@ const Version = 1
 // MaxMessage is the size in bytes of the largest packet either end sends.
 const MaxMessage = 128 << 10
 
-// MaxFDs is the largest number of descriptors in one packet (the kernel's SCM_MAX_FD).
-const MaxFDs = 253
+// MaxFDs is the largest number of descriptors in one packet (the kernel's SCM_MAX_FD); MaxPassed that of a program's own.
+const (
+	MaxFDs    = 253
+	MaxPassed = MaxFDs - 5
+)
 
 // Hello opens a connection, both ways.
 type Hello struct {

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keeper
+
+import (
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"crishim.dev/proto"
+)
+
+// The zygote is a child of the younger, forked when that one was new and small, which does nothing but clone: each child is made from its few pages and three
+// descriptors (CLONE_PARENT: the younger's child all the same), where a fork of the younger itself would copy page tables, then copy
+// pages on both sides, and take and drop a reference of every descriptor of every container. It runs by the executor's rules.
+//
+// It ends when the younger's end of its socket is gone. If it ends before that, the launch under way fails for another try, and the next one
+// begins with a new zygote.
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+// zygoteName is the zygote's name (comm), by which reapers know it.
+const zygoteName = "shim-zygote"
+
+const (
+	zygoteSocket = 3 // its only descriptor above /dev/null
+	maxOrderFDs  = 5 + proto.MaxPassed
+)
+
+// zygote is the zygote's memory, a private mapping.
+type zygote struct {
+	name  [16]byte
+	order order
+	iov   [2]uintptr
+	msg   msghdr
+	in    struct {
+		length     uint64
+		level, typ int32
+		fds        [maxOrderFDs + 1]int32
+	}
+	answer answer
+	out    control
+	child  child
+}
+
+// answer is what becomes of an order; with the pidfd if there is a process.
+type answer struct{ pid, errno int32 }
+
+// nursery is the younger's end. Safe for concurrent use.
+type nursery struct {
+	// mu lets one order through at a time, and guards fd.
+	mu sync.Mutex
+	fd int // -1: there is no zygote
+}
+
+// start makes the zygote.
+func (n *nursery) start() error {
+	n.fd = -1
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return at("make zygote's socket", err)
+	}
+	defer unix.Close(pair[1])
+	m, err := unix.Mmap(-1, 0, int(unsafe.Sizeof(zygote{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		unix.Close(pair[0])
+		return at("map zygote", err)
+	}
+	defer unix.Munmap(m) //nolint:errcheck // it is mapped; the zygote has its own copy
+	z := (*zygote)(unsafe.Pointer(&m[0]))
+	z.prepare()
+	if _, e := fork(z, uintptr(pair[1])); e != 0 {
+		unix.Close(pair[0])
+		return at("fork zygote", e)
+	}
+	n.fd = pair[0]
+	return nil
+}
+
+// place has an order carried out. EAGAIN: the zygote has died over it.
+func (n *nursery) place(o *order, fds []int) (pid, pidfd int, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.fd < 0 {
+		if err := n.start(); err != nil {
+			return 0, -1, err
+		}
+	}
+	err = retry(func() error { return unix.Sendmsg(n.fd, bytesOf(o), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL) })
+	var a answer
+	var got int
+	var received []int
+	if err == nil {
+		var oob [64]byte
+		got, received, err = receive(n.fd, bytesOf(&a), oob[:], unix.MSG_WAITALL)
+	}
+	if err != nil || got != int(unsafe.Sizeof(a)) || a.errno == 0 && len(received) != 1 {
+		closeAll(received)
+		unix.Close(n.fd)
+		n.fd = -1
+		return 0, -1, at("the zygote has ended", unix.EAGAIN)
+	}
+	if a.errno != 0 {
+		closeAll(received)
+		return 0, -1, &cloneError{syscall.Errno(a.errno)}
+	}
+	return int(a.pid), received[0], nil
+}
+
+// prepare fills in what never changes. Addresses stay valid in the zygote, whose memory is a copy.
+func (z *zygote) prepare() {
+	copy(z.name[:], zygoteName)
+	z.iov = [2]uintptr{}
+	c := &z.child
+	copy(c.name[:], "shim-keeper")
+	c.ignored = ignorable
+	c.iov = [2]uintptr{uintptr(unsafe.Pointer(&c.note)), noteSize}
+	c.control = control{length: unix.SizeofCmsghdr + 4, level: unix.SOL_SOCKET, typ: unix.SCM_RIGHTS}
+	c.msg = msghdr{iov: uintptr(unsafe.Pointer(&c.iov)), iovLen: 1, control: uintptr(unsafe.Pointer(&c.control))}
+	z.out = c.control
+}
+
+// fork makes the zygote, in which it never returns.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func fork(z *zygote, socket uintptr) (int, syscall.Errno) {
+	z.child.clone.flags = cloneClearSighand
+	beforeFork()
+	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&z.child.clone)), unsafe.Sizeof(z.child.clone), 0)
+	if e != 0 || pid != 0 {
+		afterFork()
+		return int(pid), e
+	}
+	syscall.RawSyscall(unix.SYS_DUP3, 0, 2, 0)
+	syscall.RawSyscall(unix.SYS_DUP3, socket, zygoteSocket, 0)
+	z.dropFDs()
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&z.name)), 0, 0, 0, 0)
+	z.serve()
+	return 0, 0
+}
+
+// serve carries out orders. Signals stay blocked, as they were for the fork.
+//
+//go:nosplit
+//go:norace
+func (z *zygote) serve() {
+	for {
+		z.iov[0], z.iov[1] = uintptr(unsafe.Pointer(&z.order)), unsafe.Sizeof(z.order)
+		z.msg.iov, z.msg.iovLen = uintptr(unsafe.Pointer(&z.iov)), 1
+		z.msg.control, z.msg.controlLen = uintptr(unsafe.Pointer(&z.in)), uint64(unsafe.Sizeof(z.in))
+		n, _, e := syscall.RawSyscall(unix.SYS_RECVMSG, zygoteSocket, uintptr(unsafe.Pointer(&z.msg)), unix.MSG_CMSG_CLOEXEC)
+		if e == unix.EINTR {
+			continue
+		}
+		if e != 0 || n != unsafe.Sizeof(z.order) {
+			z.child.exit(0)
+		}
+		z.answer.pid = 0
+		z.answer.errno = int32(z.start())
+		z.reply()
+		z.dropFDs()
+	}
+}
+
+//go:nosplit
+//go:norace
+func (z *zygote) dropFDs() {
+	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, zygoteSocket+1, 1<<32-1, 0)
+}
+
+// reply sends the answer, with the pidfd.
+//
+//go:nosplit
+//go:norace
+func (z *zygote) reply() {
+	z.iov[0], z.iov[1] = uintptr(unsafe.Pointer(&z.answer)), unsafe.Sizeof(z.answer)
+	z.msg.control, z.msg.controlLen = uintptr(unsafe.Pointer(&z.out)), 0
+	if z.answer.errno == 0 {
+		z.out.fd = z.child.pidfd
+		z.msg.controlLen = uint64(unsafe.Sizeof(z.out))
+	}
+	for {
+		_, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, zygoteSocket, uintptr(unsafe.Pointer(&z.msg)), unix.MSG_NOSIGNAL)
+		if e != unix.EINTR {
+			return
+		}
+	}
+}
+
+// start maps the program and makes the child.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (z *zygote) start() syscall.Errno {
+	c, o := &z.child, &z.order
+	if e := z.takeFDs(); e != 0 {
+		return e
+	}
+	base, _, e := syscall.RawSyscall6(unix.SYS_MMAP, 0, uintptr(o.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE, uintptr(z.in.fds[0]), 0)
+	if e != 0 {
+		return e
+	}
+	c.ops, c.numOps, c.data = base+uintptr(o.layout.Ops), uintptr(o.layout.NumOps), base+uintptr(o.layout.Data)
+	relocs := base + uintptr(o.layout.Relocs)
+	for i := uintptr(0); i < uintptr(o.layout.NumRelocs); i++ {
+		word := (*uint64)(unsafe.Add(pointer(&c.data), *(*uint32)(unsafe.Add(pointer(&relocs), 4*i))))
+		*word += uint64(c.data)
+	}
+	c.nofile = o.nofile
+	c.clone.flags = o.flags
+	c.clone.pidfd = uint64(uintptr(unsafe.Pointer(&c.pidfd)))
+	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone)), unsafe.Sizeof(c.clone), 0)
+	if e == 0 && pid == 0 {
+		c.enter()
+		c.run()
+	}
+	syscall.RawSyscall(unix.SYS_MUNMAP, base, uintptr(o.size), 0)
+	z.answer.pid = int32(pid)
+	return e
+}
+
+// takeFDs numbers the received descriptors for the program. The kernel gives the lowest free numbers in order, and nothing else is open.
+//
+//go:nosplit
+//go:norace
+func (z *zygote) takeFDs() syscall.Errno {
+	c, o := &z.child, &z.order
+	want := int32(2) + o.passed
+	for i := 0; i < len(o.stdio); i++ {
+		if o.stdio[i] {
+			want++
+		}
+	}
+	got := int32(0)
+	if z.msg.controlLen >= unix.SizeofCmsghdr {
+		got = int32((z.in.length - unix.SizeofCmsghdr) / 4)
+	}
+	if got != want || z.in.fds[0] != zygoteSocket+1 {
+		return unix.EMFILE
+	}
+	next := int32(zygoteSocket + 2)
+	c.fds[proto.FDReport] = next
+	for i := uintptr(0); i < 3; i++ {
+		fd := int32(-1)
+		if *(*bool)(unsafe.Add(unsafe.Pointer(&o.stdio), i)) {
+			next++
+			fd = next
+		}
+		*(*int32)(unsafe.Add(unsafe.Pointer(&c.fds), 4*(proto.FDStdin+i))) = fd
+	}
+	c.clone.cgroup = 0
+	if o.cgroup >= 0 {
+		c.clone.cgroup = uint64(next + 1 + o.cgroup)
+	}
+	for i := uintptr(0); i < uintptr(o.passed); i++ {
+		next++
+		*(*int32)(unsafe.Add(unsafe.Pointer(&c.fds), 4*(proto.FDPassed+i))) = next
+	}
+	c.lastFD = uintptr(next)
+	return 0
+}
