@@ -92,6 +92,9 @@ func (u *unpacker) parent(ctx context.Context, dir string) (fd int, real string,
 		return -1, "", fmt.Errorf("open parent directory: %w", err)
 	}
 	u.cached, u.cachedName, u.cachedReal = fd, dir, real
+	if real != dir {
+		u.cachedName = "" // it led through a link, which any entry may take the place of: ask again
+	}
 	return fd, real, nil
 }
 
