@@ -125,6 +125,10 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 	if err != nil {
 		return nil, err
 	}
+	injected, err := resolveCDI(m.o.CDIDirs, cfg, &proc)
+	if err != nil {
+		return nil, err
+	}
 	if err := m.checkSecurity(cfg); err != nil {
 		return nil, err
 	}
@@ -156,7 +160,7 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 			LogPath: logPath, Cgroup: m.o.Cgroups.Container(box.Cgroup, string(id)), Resources: res, StopSignal: signal,
 			User: proc.user(),
 		},
-		Process: proc, Layers: img.Layers, Volumes: volumes(img, cfg.GetMounts()),
+		Process: proc, Layers: img.Layers, Volumes: volumes(img, injected.mounts(cfg, sandbox.Range{})), CDI: injected,
 	}, nil
 }
 

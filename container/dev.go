@@ -128,6 +128,9 @@ func rules(cfg *cri.ContainerConfig, list []device) *cgroup.Devices {
 	}
 	out := &cgroup.Devices{}
 	for _, d := range list {
+		if d.access == "" {
+			continue
+		}
 		kind := byte('c')
 		if d.mode&unix.S_IFMT == unix.S_IFBLK {
 			kind = 'b'

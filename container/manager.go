@@ -68,6 +68,8 @@ type Options struct {
 	Facts     launch.Facts
 	// Rlimits are those of every container; Tasks is pids.max of one whose request sets none, 0 for no limit.
 	Rlimits []launch.Rlimit
+	// CDIDirs are the directories of CDI specifications; a later one overrides.
+	CDIDirs []string
 	Tasks   int64
 	// Filters compiles seccomp profiles.
 	Filters *seccomp.Cache

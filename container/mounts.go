@@ -201,7 +201,8 @@ func (l *launching) volumes(ctx context.Context) ([]launch.Mount, error) {
 		return nil
 	}
 	taken := map[string]bool{}
-	for i, mt := range l.r.Config.GetMounts() {
+	ids, _ := l.box.Users()
+	for i, mt := range l.r.CDI.mounts(l.r.Config, ids) {
 		target := path.Clean("/" + mt.GetContainerPath())
 		f, err := l.openMount(ctx, i, mt)
 		if err == nil {

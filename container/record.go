@@ -22,6 +22,8 @@ type record struct {
 	Layers []snapshot.Key
 	// Volumes are the image's VOLUMEs that no mount of the request covers.
 	Volumes []string
+	// CDI is what the request's CDI devices bring.
+	CDI injected
 }
 
 // process is the first process as resolved from image and request.
@@ -56,6 +58,7 @@ type stored struct {
 	Process    process        `json:"process"`
 	Layers     []snapshot.Key `json:"layers"`
 	Volumes    []string       `json:"volumes,omitempty"`
+	CDI        injected       `json:"cdi,omitzero"`
 }
 
 // with gives a changed copy.
@@ -78,7 +81,7 @@ func (r *record) encode() ([]byte, error) {
 		ID: r.ID, Sandbox: r.Sandbox, State: r.State, Config: cfg, Resources: res, ImageID: r.ImageID, ImageRef: r.ImageRef,
 		PID: r.PID, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, ExitCode: r.ExitCode,
 		Reason: r.Reason, Message: r.Message, LogPath: r.LogPath, Cgroup: r.Cgroup, StopSignal: r.StopSignal,
-		Process: r.Process, Layers: r.Layers, Volumes: r.Volumes,
+		Process: r.Process, Layers: r.Layers, Volumes: r.Volumes, CDI: r.CDI,
 	})
 }
 
@@ -100,7 +103,7 @@ func decodeRecord(b []byte) (*record, error) {
 		Reason: s.Reason, Message: s.Message, LogPath: s.LogPath, Cgroup: s.Cgroup, StopSignal: s.StopSignal,
 	}
 	c.User = s.Process.user()
-	return &record{Container: c, Process: s.Process, Layers: s.Layers, Volumes: s.Volumes}, nil
+	return &record{Container: c, Process: s.Process, Layers: s.Layers, Volumes: s.Volumes, CDI: s.CDI}, nil
 }
 
 func (p *process) user() *cri.LinuxContainerUser {

@@ -47,9 +47,6 @@ func (m *Manager) checkSecurity(cfg *cri.ContainerConfig) error {
 	if _, err := m.filter(sc, granted); err != nil {
 		return err
 	}
-	if len(cfg.GetCDIDevices()) > 0 {
-		return errs.Newf(errs.Unsupported, "CDI_devices: not offered (see RuntimeFeatures)")
-	}
 	if p := sc.GetApparmor(); p != nil && p.GetProfileType() == cri.SecurityProfile_Localhost {
 		return errs.Newf(errs.Unsupported, "apparmor: this kernel has no AppArmor")
 	}

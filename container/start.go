@@ -120,7 +120,7 @@ func (l *launching) close() {
 func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*client.Process, error) {
 	l := &launching{m: m, r: r, box: box}
 	defer l.close()
-	list, err := devices(r.Config)
+	list, err := l.devices()
 	if err != nil {
 		return nil, err
 	}

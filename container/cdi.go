@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
+
+	"crishim.dev/internal/errs"
+	"crishim.dev/sandbox"
+)
+
+// injected is what CDI devices bring into a container besides environment and groups, which become the process's. It is resolved
+// once, when the container is made: the record has it, whatever happens to the specifications later.
+type injected struct {
+	Devices []injectedDevice `json:"devices,omitempty"`
+	Mounts  []injectedMount  `json:"mounts,omitempty"`
+}
+
+type injectedDevice struct {
+	Target string `json:"target"`
+	Mode   uint32 `json:"mode"`
+	Dev    uint64 `json:"dev"`
+	UID    uint32 `json:"uid"` // inside
+	GID    uint32 `json:"gid"`
+	Access string `json:"access,omitempty"`
+}
+
+type injectedMount struct {
+	Host        string               `json:"host"`
+	Target      string               `json:"target"`
+	ReadOnly    bool                 `json:"read_only,omitempty"`
+	Propagation cri.MountPropagation `json:"propagation,omitempty"`
+	Options     []string             `json:"options,omitempty"`
+}
+
+// resolveCDI finds the devices that the request names in the CDI specifications of dirs and adds what they bring to environment
+// and groups to p. The specifications are read anew each time: device plugins write them right before they are asked for.
+func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process) (injected, error) {
+	if len(cfg.GetCDIDevices()) == 0 {
+		return injected{}, nil
+	}
+	names := make([]string, 0, len(cfg.GetCDIDevices()))
+	for _, d := range cfg.GetCDIDevices() {
+		names = append(names, d.GetName())
+	}
+	cache, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
+	if err != nil {
+		return injected{}, fmt.Errorf("CDI_devices: %w", err)
+	}
+	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: p.UID, GID: p.GID}}}
+	if _, err := cache.InjectDevices(spec, names...); err != nil {
+		var broken []error
+		for _, list := range cache.GetErrors() {
+			broken = append(broken, list...)
+		}
+		return injected{}, errs.Newf(errs.Invalid, "CDI_devices: %w", errors.Join(append([]error{err}, broken...)...))
+	}
+	in, err := translate(spec, cfg.GetMounts())
+	if err != nil {
+		return in, fmt.Errorf("CDI_devices: %s: %w", strings.Join(names, ", "), err)
+	}
+	if err := checkStrings("CDI_devices: environment", spec.Process.Env); err != nil {
+		return in, err
+	}
+	p.Env = override(p.Env, spec.Process.Env)
+	for _, g := range spec.Process.User.AdditionalGids {
+		if !slices.Contains(p.Groups, g) {
+			p.Groups = append(p.Groups, g)
+		}
+	}
+	return in, nil
+}
+
+// override puts the variables of more into env, over those of the same name.
+func override(env, more []string) []string {
+	for _, kv := range more {
+		name, _, _ := strings.Cut(kv, "=")
+		i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+		if i < 0 {
+			env = append(env, kv)
+		} else {
+			env[i] = kv
+		}
+	}
+	return env
+}
+
+// translate takes from spec what CDI wrote there, and refuses what this runtime does not do.
+func translate(spec *specs.Spec, taken []*cri.Mount) (in injected, err error) {
+	if spec.Hooks != nil {
+		return in, errs.Newf(errs.Unsupported, "the device wants hooks, programs that run on the host; this runtime runs none")
+	}
+	if l := spec.Linux; l != nil {
+		if l.IntelRdt != nil || len(l.NetDevices) > 0 {
+			return in, errs.Newf(errs.Unsupported, "the device wants intelRdt or netDevices, which this runtime does not offer")
+		}
+		for _, d := range l.Devices {
+			dev, err := translateDevice(d, l.Resources)
+			if err != nil {
+				return in, fmt.Errorf("device %s: %w", d.Path, err)
+			}
+			in.Devices = append(in.Devices, dev)
+		}
+	}
+	for _, m := range spec.Mounts {
+		mt, err := translateMount(m)
+		if err == nil {
+			err = checkMounts(append(slices.Clone(taken), mt.mount(sandbox.Range{})))
+		}
+		if err == nil {
+			_, err = os.Stat(mt.Host)
+		}
+		if err != nil {
+			return in, fmt.Errorf("mount %s: %w", m.Destination, errs.As(errs.Invalid, err))
+		}
+		taken = append(slices.Clone(taken), mt.mount(sandbox.Range{}))
+		in.Mounts = append(in.Mounts, mt)
+	}
+	return in, nil
+}
+
+func translateDevice(d specs.LinuxDevice, r *specs.LinuxResources) (injectedDevice, error) {
+	out := injectedDevice{Target: path.Clean(d.Path), Mode: 0o666, Dev: unix.Mkdev(uint32(d.Major), uint32(d.Minor))}
+	if !strings.HasPrefix(out.Target, "/dev/") {
+		return out, errs.Newf(errs.Unsupported, "its path is not below /dev")
+	}
+	if d.FileMode != nil {
+		out.Mode = uint32(d.FileMode.Perm())
+	}
+	switch d.Type {
+	case "c", "u":
+		out.Mode |= unix.S_IFCHR
+	case "b":
+		out.Mode |= unix.S_IFBLK
+	default:
+		return out, errs.Newf(errs.Unsupported, "type %q is not offered", d.Type)
+	}
+	if d.UID != nil {
+		out.UID = *d.UID
+	}
+	if d.GID != nil {
+		out.GID = *d.GID
+	}
+	if r == nil {
+		return out, nil
+	}
+	for _, rule := range r.Devices {
+		if rule.Allow && rule.Type == d.Type && rule.Major != nil && rule.Minor != nil && *rule.Major == d.Major && *rule.Minor == d.Minor {
+			out.Access = rule.Access
+		}
+	}
+	return out, nil
+}
+
+func translateMount(m specs.Mount) (injectedMount, error) {
+	out := injectedMount{Host: m.Source, Target: m.Destination}
+	if m.Type != "" && m.Type != "bind" {
+		return out, errs.Newf(errs.Unsupported, "type %q is not offered, only bind mounts are", m.Type)
+	}
+	if !filepath.IsAbs(m.Source) {
+		return out, errs.Newf(errs.Invalid, "%q is not an absolute path", m.Source)
+	}
+	for _, o := range m.Options {
+		switch o {
+		case "bind", "rbind", "rw":
+		case "ro":
+			out.ReadOnly = true
+		case "private", "rprivate":
+			out.Propagation = cri.MountPropagation_PROPAGATION_PRIVATE
+		case "slave", "rslave":
+			out.Propagation = cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+		case "shared", "rshared":
+			out.Propagation = cri.MountPropagation_PROPAGATION_BIDIRECTIONAL
+		default:
+			out.Options = append(out.Options, o) // checked with the mount
+		}
+	}
+	return out, nil
+}
+
+// mount is the injected mount as a request would name it, its owners mapped in a pod with a user namespace.
+func (i injectedMount) mount(ids sandbox.Range) *cri.Mount {
+	m := &cri.Mount{HostPath: i.Host, ContainerPath: i.Target, Readonly: i.ReadOnly, Propagation: i.Propagation, MountOptions: i.Options}
+	if ids.Length > 0 {
+		m.UidMappings = []*cri.IDMapping{{HostId: ids.Host, Length: ids.Length}}
+		m.GidMappings = m.UidMappings
+	}
+	return m
+}
+
+// mounts are the request's and then those of its CDI devices.
+func (in injected) mounts(cfg *cri.ContainerConfig, ids sandbox.Range) []*cri.Mount {
+	out := slices.Clone(cfg.GetMounts())
+	for _, m := range in.Mounts {
+		out = append(out, m.mount(ids))
+	}
+	return out
+}
+
+// devices are those that the container gets besides the standard ones.
+func (l *launching) devices() ([]device, error) {
+	list, err := devices(l.r.Config)
+	for _, d := range l.r.CDI.Devices {
+		root := uint32(l.rootID())
+		list = append(list, device{target: d.Target, mode: d.Mode, dev: d.Dev, uid: root + d.UID, gid: root + d.GID, access: d.Access})
+	}
+	return list, err
+}
