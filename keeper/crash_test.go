@@ -274,3 +274,68 @@ func TestExitWhileYoungerIsDead(t *testing.T) {
 		p.forget(id)
 	}
 }
+
+// zygotes finds the children of the younger that only clone.
+func (p *pair) zygotes() (pids []int) {
+	_, y := p.keepers()
+	ents, _ := os.ReadDir("/proc")
+	for _, e := range ents {
+		b, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+		if err != nil {
+			continue
+		}
+		var pid, parent int
+		var state string
+		if n, _ := fmt.Sscanf(string(b), "%d (shim-zygote) %s %d", &pid, &state, &parent); n == 3 && parent == y && state != "Z" {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// The zygote is killed while launches are under way: each happens once all the same.
+func TestZygoteKilled(t *testing.T) {
+	p := newPair(t)
+	p.settled(0, 0)
+	done, killed := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-done:
+				killed <- n
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			for _, pid := range p.zygotes() {
+				if syscall.Kill(pid, syscall.SIGKILL) == nil {
+					n++
+				}
+			}
+		}
+	}()
+	dir := t.TempDir()
+	for i := range 300 {
+		id := fmt.Sprint("c", i)
+		log := filepath.Join(dir, id)
+		pr, err := p.c.Spawn(timeout(t), p.container(id, log, "print", "once\n"))
+		var l *client.LaunchError
+		if errors.As(err, &l) && l.Label == "" {
+			continue // a child that has just been forked looks like the zygote, and may be hit here or a little later
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pr.Close()
+		e := p.exit(id)
+		if got := texts(t, log); e.Status != uint32(syscall.SIGKILL) && (e.Status != 0 || len(got) != 1 || got[0] != "stdout F once") {
+			t.Errorf("%s: %+v, log %q", id, e, got)
+		}
+		p.forget(id)
+	}
+	close(done)
+	t.Logf("%d kills", <-killed)
+	if n := len(p.zygotes()); n > 1 {
+		t.Errorf("%d zygotes", n)
+	}
+}

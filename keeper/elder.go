@@ -52,7 +52,7 @@ func runElder(build string, fresh bool) error {
 	if err != nil {
 		return err
 	}
-	e := &elder{ledger: newLedger(t), log: logger{"elder"}, build: build, nofile: raiseFiles(), poll: p, pidfd: -1}
+	e := &elder{ledger: newLedger(t, namedZygote), log: logger{"elder"}, build: build, nofile: raiseFiles(), poll: p, pidfd: -1}
 	if !fresh {
 		if err := e.inherit(); err != nil {
 			return err

@@ -18,6 +18,8 @@ type ledger struct {
 	table *table
 	// kids has a token after a child was made, for the reaper that found none.
 	kids chan struct{}
+	// zygote says whether a child that is no process of the ledger is, or was, a zygote, whose end concerns nobody.
+	zygote func(pid int32) bool
 
 	// mu guards everything below and all records.
 	mu      sync.Mutex
@@ -44,8 +46,8 @@ type heldFD struct {
 	fd int32
 }
 
-func newLedger(t *table) *ledger {
-	l := &ledger{table: t, kids: make(chan struct{}, 1), records: map[string]*record{}, byPID: map[int32]*record{}}
+func newLedger(t *table, zygote func(pid int32) bool) *ledger {
+	l := &ledger{table: t, zygote: zygote, kids: make(chan struct{}, 1), records: map[string]*record{}, byPID: map[int32]*record{}}
 	l.changed.L = &l.mu
 	return l
 }
@@ -197,7 +199,7 @@ func (l *ledger) ended(pid int32, status uint32) *record {
 		case r == nil && l.launching == 0:
 			return nil
 		case r == nil && start.IsZero():
-			if st, err := readStat(pid); err == nil && st.comm == zygoteName {
+			if l.zygote(pid) {
 				return nil
 			}
 			start = time.Now()

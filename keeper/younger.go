@@ -70,7 +70,7 @@ func (y *younger) prepare() error {
 	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	y.ledger, y.nofile = newLedger(t), raiseFiles()
+	y.ledger, y.nofile = newLedger(t, y.nursery.knows), raiseFiles()
 	y.elder, y.conns = wire{fd: fdPair}, map[*conn]struct{}{}
 	return nil
 }

@@ -4,6 +4,7 @@ package keeper
 
 import (
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -25,8 +26,15 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
-// zygoteName is the zygote's name (comm), by which reapers know it.
+// zygoteName is the zygote's name (comm), by which an elder knows the one of a dead younger.
 const zygoteName = "shim-zygote"
+
+// namedZygote goes by the name. A child that was killed before it changed it is taken for one too: to an elder that child is nobody, since its
+// launch has not happened.
+func namedZygote(pid int32) bool {
+	st, err := readStat(pid)
+	return err == nil && st.comm == zygoteName
+}
 
 const (
 	zygoteSocket = 3 // its only descriptor above /dev/null
@@ -57,7 +65,12 @@ type nursery struct {
 	// mu lets one order through at a time, and guards fd.
 	mu sync.Mutex
 	fd int // -1: there is no zygote
+	// pids are the zygote and the one before, which may not have been reaped.
+	pids [2]atomic.Int32
 }
+
+// knows says whether pid is a zygote of this younger.
+func (n *nursery) knows(pid int32) bool { return n.pids[0].Load() == pid || n.pids[1].Load() == pid }
 
 // start makes the zygote.
 func (n *nursery) start() error {
@@ -75,11 +88,14 @@ func (n *nursery) start() error {
 	defer unix.Munmap(m) //nolint:errcheck // it is mapped; the zygote has its own copy
 	z := (*zygote)(unsafe.Pointer(&m[0]))
 	z.prepare()
-	if _, e := fork(z, uintptr(pair[1])); e != 0 {
+	pid, e := fork(z, uintptr(pair[1]))
+	if e != 0 {
 		unix.Close(pair[0])
 		return at("fork zygote", e)
 	}
 	n.fd = pair[0]
+	n.pids[1].Store(n.pids[0].Load())
+	n.pids[0].Store(int32(pid))
 	return nil
 }
 
