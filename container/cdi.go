@@ -59,12 +59,14 @@ func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process) (injected, 
 		return injected{}, fmt.Errorf("CDI_devices: %w", err)
 	}
 	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: p.UID, GID: p.GID}}}
-	if _, err := cache.InjectDevices(spec, names...); err != nil {
-		var broken []error
-		for _, list := range cache.GetErrors() {
-			broken = append(broken, list...)
+	if missing, err := cache.InjectDevices(spec, names...); err != nil {
+		all := []error{err}
+		if len(missing) > 0 { // a specification that can't be read may be the one
+			for _, list := range cache.GetErrors() {
+				all = append(all, list...)
+			}
 		}
-		return injected{}, errs.Newf(errs.Invalid, "CDI_devices: %w", errors.Join(append([]error{err}, broken...)...))
+		return injected{}, errs.Newf(errs.Invalid, "CDI_devices: %w", errors.Join(all...))
 	}
 	in, err := translate(spec, cfg.GetMounts())
 	if err != nil {

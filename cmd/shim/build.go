@@ -156,6 +156,7 @@ func (n *node) managers(b base) *managers {
 	m.containers = container.New(container.Options{
 		Layout: layout, Dir: filepath.Join(cfg.Root, "containers"), Store: b.containers, Keeper: b.keeper, Sandboxes: m.sandboxes,
 		Images: b.images, Snapshots: b.snapshots, Cgroups: b.cgroups, Facts: facts, Rlimits: rlimits(cfg.Limits), Tasks: cfg.Limits.Tasks,
+		CDIDirs: cfg.CDI.SpecDirs,
 		Filters: seccomp.NewCache(seccomp.Target{Arch: runtime.GOARCH, Major: b.host.Major, Minor: b.host.Minor}), Log: n.log,
 		Changed: func(id container.ID, pod sandbox.ID, c container.Change) { m.events.ContainerChanged(id, pod, c) },
 	})
