@@ -143,9 +143,9 @@ func (r *record) addName(name, digest string) {
 
 // savedImage is one element of docker save's manifest.json.
 type savedImage struct {
-	Config   string
-	RepoTags []string
-	Layers   []string
+	Config   string   `json:"Config"`
+	RepoTags []string `json:"RepoTags"`
+	Layers   []string `json:"Layers"`
 }
 
 // readSaved reads manifest.json; nil: there is none.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 )
@@ -64,11 +65,16 @@ func (d *disk) renew(work string) error {
 	return os.Mkdir(work, 0o700)
 }
 
-// lowers gives the layers' directories as overlayfs wants them, top first.
+// lowers gives the layers' directories as overlayfs wants them, top first. It refuses the same directory twice (ELOOP), and images
+// do repeat layers. The topmost of equal ones stays: all that a lower one has or hides, the topmost has or hides too.
 func (d *disk) lowers(layers []Key) []string {
 	out := make([]string, 0, len(layers)+1)
-	for i := len(layers) - 1; i >= 0; i-- {
-		out = append(out, d.tree(layers[i]))
+	seen := make(map[Key]bool, len(layers))
+	for _, k := range slices.Backward(layers) {
+		if !seen[k] {
+			seen[k] = true
+			out = append(out, d.tree(k))
+		}
 	}
 	return out
 }

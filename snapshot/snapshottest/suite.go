@@ -38,6 +38,7 @@ func Run(t *testing.T, open func(t *testing.T) snapshot.Snapshotter) {
 		{"a read-only mount takes no writes", readOnly},
 		{"the root directory is the image's", root},
 		{"many layers", many},
+		{"a layer may be repeated", repeated},
 		{"no layers at all", none},
 		{"errors have their kinds", kinds},
 		{"Remove takes everything", remove},
@@ -306,7 +307,6 @@ func many(t *testing.T, s snapshot.Snapshotter) {
 	for i := range 130 {
 		keys = append(keys, Layer(t, s, i, snapshot.Layer{}, files(t, fmt.Sprint("f", i))))
 	}
-	// The rest are repeats: the kernel forbids the same directory twice in one overlay only for upper and work.
 	create(t, s, "c", keys...)
 	f := mount(t, s, "c", snapshot.Mount{})
 	entries, err := os.ReadDir(Path(f, "."))
@@ -314,6 +314,27 @@ func many(t *testing.T, s snapshot.Snapshotter) {
 		t.Errorf("%d entries, %v; want %d", len(entries), err, len(keys))
 	}
 	wantKind(t, s.Create(t.Context(), "d", make([]snapshot.Key, snapshot.MaxLayers+1)), errs.Invalid)
+}
+
+func repeated(t *testing.T, s snapshot.Snapshotter) {
+	a := Layer(t, s, 1, snapshot.Layer{}, files(t, "x/a", "both"))
+	b := Layer(t, s, 2, snapshot.Layer{}, func(root string) {
+		files(t, "x/b")(root)
+		if err := errors.Join(os.WriteFile(root+"/both", []byte("b"), 0o644), unix.Mknod(root+"/x/a", unix.S_IFCHR, 0)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	create(t, s, "c", a, a, b, a)
+	f := mount(t, s, "c", snapshot.Mount{})
+	wantFile(t, f, "x/a", "x/a")
+	wantFile(t, f, "x/b", "x/b")
+	wantFile(t, f, "both", "both")
+	create(t, s, "d", a, b, b)
+	f = mount(t, s, "d", snapshot.Mount{})
+	wantNone(t, f, "x/a")
+	wantFile(t, f, "both", "b")
+	create(t, s, "e", a, a)
+	wantFile(t, mount(t, s, "e", snapshot.Mount{ReadOnly: true}), "both", "both")
 }
 
 func none(t *testing.T, s snapshot.Snapshotter) {
