@@ -209,6 +209,7 @@ func builtinList(cidrs []netip.Prefix, mtu int) (*libcni.NetworkConfigList, erro
 	data, err := json.Marshal(object{"cniVersion": "1.1.0", "name": builtinName, "plugins": []object{
 		bridge,
 		{"type": "portmap", "capabilities": object{"portMappings": true}},
+		{"type": "bandwidth", "capabilities": object{"bandwidth": true}},
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("make built-in CNI configuration: %w", err)

@@ -28,6 +28,7 @@ type Pod struct {
 	PortMappings []PortMapping
 	Annotations  map[string]string
 	DNS          DNS
+	// Bandwidth, if zero, is taken from the annotations.
 	Bandwidth    Bandwidth
 	CgroupParent string
 	Aliases      []string
@@ -82,7 +83,8 @@ func (p *Pod) validate(socket bool) error {
 	case socket && p.Socket == nil:
 		return errs.Newf(errs.Invalid, "attach pod %s: no netlink socket of its network namespace", p.ID)
 	}
-	return nil
+	_, err := p.bandwidth()
+	return err
 }
 
 // runtimeConf is what libcni hands to the plugins besides their configuration. Capabilities reach those that declare them.
@@ -102,7 +104,7 @@ func (p *Pod) runtimeConf(ranges []netip.Prefix) *libcni.RuntimeConf {
 	if ports := p.ports(); len(ports) > 0 {
 		caps["portMappings"] = ports
 	}
-	if b := p.Bandwidth; b != (Bandwidth{}) {
+	if b, err := p.bandwidth(); err == nil && b != (Bandwidth{}) {
 		caps["bandwidth"] = map[string]uint64{
 			"ingressRate": b.IngressRate, "ingressBurst": b.IngressBurst, "egressRate": b.EgressRate, "egressBurst": b.EgressBurst,
 		}
