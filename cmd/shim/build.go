@@ -190,7 +190,8 @@ func (n *node) services(b base, m *managers) error {
 		Stats: meter, Events: m.events, URLs: streams, Log: n.log,
 	}
 	n.admin = server.AdminOptions{
-		Version: version, Sandboxes: m.sandboxes, Containers: m.containers, Importer: imageAdapter{b.images}, Log: n.log,
+		Version: version, Sandboxes: m.sandboxes, Containers: m.containers, Importer: imageAdapter{b.images},
+		Planner: m.containers, Watcher: watcher{m.sandboxes, m.containers}, Log: n.log,
 	}
 	return nil
 }
