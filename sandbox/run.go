@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -279,8 +280,6 @@ func (m *Manager) sysctls(cfg *cri.PodSandboxConfig) map[string]string {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
-	for k, v := range cfg.GetLinux().GetSysctls() {
-		out[k] = v
-	}
+	maps.Copy(out, cfg.GetLinux().GetSysctls())
 	return out
 }
