@@ -32,27 +32,41 @@ func (g *Group) Remove(ctx context.Context) error {
 }
 
 // Prune removes the group if CreatePod made it, in each hierarchy, then the groups above it that were made on its way and
-// are empty now. Groups that others made stay.
+// are empty now. Groups that others made stay. A group is ours in all hierarchies when one bears the mark: whoever was killed
+// between making a directory and marking it had marked another before.
 func (g *Group) Prune(ctx context.Context) error {
+	if !g.m.ours(g.path) {
+		return nil
+	}
 	var err error
 	for _, h := range g.m.all {
-		if !h.marked(g.path) && h.exists(g.path) {
-			continue
-		}
 		if e := h.remove(ctx, g.path); e != nil {
 			err = errors.Join(err, fmt.Errorf("remove pod cgroup: %w", e))
-			continue
-		}
-		for p := path.Dir(g.path); p != "/" && h.marked(p); p = path.Dir(p) {
-			if h.rmdir(p) != nil {
-				break
-			}
 		}
 	}
-	if err == nil && g.m.driver == Systemd && g.m.units != nil && !g.m.foreign(g.path) {
+	for p := path.Dir(g.path); p != "/" && g.m.ours(p); p = path.Dir(p) {
+		left := false
+		for _, h := range g.m.all {
+			left = gone(h.rmdir(p)) != nil || left
+		}
+		if left {
+			break
+		}
+	}
+	if err == nil && g.m.driver == Systemd && g.m.units != nil {
 		err = g.m.units.Stop(ctx, path.Base(g.path))
 	}
 	return err
+}
+
+// ours tells whether a group bears our mark in some hierarchy.
+func (m *Manager) ours(path string) bool {
+	for _, h := range m.all {
+		if h.marked(path) {
+			return true
+		}
+	}
+	return false
 }
 
 // remove tries the common case first: one group, empty.

@@ -202,6 +202,8 @@ func builtinList(cidrs []netip.Prefix, mtu int) (*libcni.NetworkConfigList, erro
 		routes = append(routes, object{"dst": dst})
 	}
 	bridge := object{"type": "bridge", "bridge": builtinBridge, "isGateway": true, "ipMasq": true,
+		// kubelet sends the node's pod CIDR when there may be a bridge with the default range's address already.
+		"forceAddress": true,
 		"ipam": object{"type": "host-local", "ranges": ranges, "routes": routes}}
 	if mtu > 0 {
 		bridge["mtu"] = mtu

@@ -264,7 +264,8 @@ func TestKubelet27_NothingOfTheKeeperIsInherited(t *testing.T) {
 	if got := strings.Fields(c.Exec("cut", "-d ", "-f", "5-6", "/proc/1/stat")); !slices.Equal(got, []string{"1", "1"}) {
 		t.Errorf("process group and session are %q; want its own", got)
 	}
-	if got := c.Exec("sh", "-c", "grep -h '^SigIgn' /proc/1/status"); got != "SigIgn:\t0000000000000000\n" {
+	// Not of the sleeper: a shell ignores SIGQUIT by itself.
+	if got := kit.RunPod(t, n).Output(testimage.Busybox, []string{"grep", "^SigIgn", "/proc/self/status"}); got != "SigIgn:\t0000000000000000\n" {
 		t.Errorf("%q; want no ignored signal", got)
 	}
 	own, other := c.Exec("probe", "keyring"), kit.RunPod(t, n).Output(testimage.Busybox, []string{"probe", "keyring"})

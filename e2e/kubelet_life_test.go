@@ -188,4 +188,4 @@ func strip(s string) string {
 	return strings.Join(out, "")
 }
 
-var part = regexp.MustCompile(`/exec-[0-9a-f]+`)
+var part = regexp.MustCompile(`/exec-[0-9a-f-]+`)

@@ -81,7 +81,7 @@ func (m *Manager) teardown(ctx context.Context, r *record) error {
 	progress.Stage(ctx, "unpin namespaces")
 	step("unpin", m.unpinAll(r.ID))
 	progress.Stage(ctx, "remove cgroup")
-	step("remove cgroup", m.prune(ctx, r.Cgroup))
+	step("remove cgroup", m.prune(ctx, r.ID, r.Cgroup))
 	return errors.Join(all...)
 }
 
@@ -104,8 +104,16 @@ func (m *Manager) endInit(ctx context.Context, r *record) error {
 	}
 }
 
-// prune removes the pod's cgroup if we made it.
-func (m *Manager) prune(ctx context.Context, path string) error {
+// prune removes the pod's cgroup if we made it and no other pod has it as its parent too.
+func (m *Manager) prune(ctx context.Context, id ID, path string) error {
+	m.mu.Lock()
+	for other, r := range m.boxes {
+		if other != id && r.Cgroup == path && r.State != Stopped {
+			m.mu.Unlock()
+			return nil
+		}
+	}
+	m.mu.Unlock()
 	g, err := m.o.Cgroups.Open(path)
 	if errors.Is(err, errs.NotFound) {
 		return nil

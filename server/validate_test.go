@@ -430,10 +430,6 @@ func TestOtherRequestsNameTheFault(t *testing.T) {
 			_, err := s.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "x", RuntimeHandler: "kata"}})
 			return err
 		}},
-		{"sandbox_config.metadata", func() error {
-			_, err := s.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "x"}, SandboxConfig: &cri.PodSandboxConfig{}})
-			return err
-		}},
 		{"image", func() error { _, err := s.images.ImageStatus(ctx, &cri.ImageStatusRequest{}); return err }},
 		{"image.image", func() error {
 			_, err := s.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: "a\nb"}})

@@ -233,7 +233,8 @@ func (n *Node) look() census.Options {
 			case "process":
 				var pid int
 				_, err := fmt.Sscanf(object, "%d ", &pid)
-				return err == nil && own[pid] != ""
+				// The zygote is part of the younger, which makes a new one as need be.
+				return err == nil && own[pid] != "" || strings.Contains(object, "[shim-zygote ")
 			case "file": // made for the first container with a volume of its image, and empty
 				return object == n.Root+"/containers/"
 			}
