@@ -14,6 +14,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim.dev/image/registry"
+	"crishim.dev/image/signature"
 	"crishim.dev/internal/errs"
 )
 
@@ -40,7 +41,7 @@ func keyOf(ref registry.Reference, auth *Auth) (pullKey, error) {
 // way. A pull whose callers have all cancelled leaves nothing but complete layers, which Collect removes.
 //
 // Unknown images are NotFound, refused credentials Denied, a registry that can't be asked Unavailable with a text that begins with
-// RegistryUnavailable. No error has credentials in it.
+// RegistryUnavailable, an image that the signature policy refuses Denied with one that begins with SignatureValidationFailed. No error has credentials in it.
 func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
 	r, err := registry.Parse(ref)
 	if err != nil {
@@ -55,8 +56,11 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (Image, error)
 		return image, nil
 	}
 	err = fmt.Errorf("pull image %s: %w", r, err)
-	if errors.Is(err, errs.Unavailable) {
+	switch {
+	case errors.Is(err, errs.Unavailable):
 		err = fmt.Errorf("%s: %w", RegistryUnavailable, err)
+	case errors.Is(err, signature.ErrValidation):
+		err = fmt.Errorf("%s: %w", signature.ErrValidation.Error(), err)
 	}
 	return Image{}, err
 }
@@ -68,11 +72,14 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth *Auth) (I
 		return Image{}, err
 	}
 	defer repo.Close()
-	if image, ok := s.unchanged(ctx, repo, ref); ok {
-		return image, nil
+	if image, digest, ok := s.unchanged(ctx, repo, ref); ok {
+		return image, s.allowed(ctx, repo, ref, digest) // the policy may have changed
 	}
 	top, b, err := repo.Manifest(ctx, ref.Version())
 	if err != nil {
+		return Image{}, err
+	}
+	if err := s.allowed(ctx, repo, ref, top.Digest); err != nil {
 		return Image{}, err
 	}
 	rec := &record{}
@@ -89,28 +96,63 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth *Auth) (I
 }
 
 // unchanged spares the rest of the pull when a tag still stands for the image we have. Asking costs no registry's pull limit.
-func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference) (Image, bool) {
+func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference) (Image, string, bool) {
 	have, err := s.cat.find(ref.String())
 	if err != nil {
-		return Image{}, false
+		return Image{}, "", false
 	}
 	digest := ref.Digest
 	if digest == "" {
 		if digest, err = repo.Digest(ctx); err != nil || digest == "" {
-			return Image{}, false
+			return Image{}, "", false
 		}
 	} else if _, err := repo.Digest(ctx); err != nil {
-		return Image{}, false // the registry must say yes to these credentials
+		return Image{}, "", false // the registry must say yes to these credentials
 	}
 	if have.rec.Manifest != digest && have.rec.Index != digest {
-		return Image{}, false
+		return Image{}, "", false
 	}
 	if ref.Digest != "" {
 		// From now on this name is one that was asked for.
 		image, err := s.cat.change(have.image.ID, func(rec *record) { rec.addDigest(ref.String(), true) })
-		return image, err == nil
+		return image, digest, err == nil
 	}
-	return have.image, true
+	return have.image, digest, true
+}
+
+// allowed asks the signature policy.
+func (s *Store) allowed(ctx context.Context, repo *registry.Repository, ref registry.Reference, digest string) error {
+	if s.o.PolicyFile == "" {
+		return nil
+	}
+	policy, err := signature.Load(s.o.PolicyFile)
+	if err != nil {
+		return err
+	}
+	return policy.Check(ctx, ref.Name(), digest, signatures{remote{repo}})
+}
+
+// signatures gets the documents of signatures from a registry.
+type signatures struct{ r remote }
+
+// Manifest is signature.Source's.
+func (g signatures) Manifest(ctx context.Context, tag string) ([]byte, error) {
+	_, b, err := g.r.repo.Manifest(ctx, tag)
+	return b, err
+}
+
+// Blob is signature.Source's.
+func (g signatures) Blob(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
+	return readAll(ctx, g.r, descriptor(d), limit)
+}
+
+// Repository is signature.Source's.
+func (g signatures) Repository(reference string) string {
+	ref, err := registry.Parse(reference)
+	if err != nil {
+		return ""
+	}
+	return ref.Name()
 }
 
 // remote gets an image's parts from a registry.

@@ -24,6 +24,8 @@ type Options struct {
 	CertsDir string
 	// Registry says how to reach registries.
 	Registry registry.Options
+	// PolicyFile says which images may be pulled, and which must be signed (package signature); empty: all. It is read for each pull.
+	PolicyFile string
 	// Platform is what to choose from images for several; empty fields are this machine's.
 	Platform v1.Platform
 	// Parallel is how many layers are downloaded and unpacked at a time, over all pulls. 0: 4.

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crishim.dev/image"
+	"crishim.dev/image/registry/registrytest"
+	"crishim.dev/image/signature"
+	"crishim.dev/internal/errs"
+)
+
+func newKey(t *testing.T, path string) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err == nil {
+		err = os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: b}), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// sign pushes a signature as cosign does: of digest in the named repository, found under the tag of the digest at.
+func sign(t *testing.T, reg *registrytest.Server, key *ecdsa.PrivateKey, repository, at, digest, name string) {
+	t.Helper()
+	text := fmt.Appendf(nil, `{"critical":{"identity":{"docker-reference":%q},"image":{"docker-manifest-digest":%q},"type":"cosign container image signature"},"optional":null}`, name, digest)
+	sum := sha256.Sum256(text)
+	sig, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Layers: []v1.Descriptor{{
+		MediaType: "application/vnd.dev.cosign.simplesigning.v1+json", Digest: registrytest.DigestOf(text), Size: int64(len(text)),
+		Annotations: map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(sig)},
+	}}}
+	m.SchemaVersion = 2
+	b, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.PutBlob(text)
+	reg.PutManifest(repository, strings.Replace(at, ":", "-", 1)+".sig", v1.MediaTypeImageManifest, b)
+}
+
+func TestSignaturePolicy(t *testing.T) {
+	reg, dir := registrytest.New(t), t.TempDir()
+	good, bad := newKey(t, filepath.Join(dir, "good.pub")), newKey(t, filepath.Join(dir, "bad.pub"))
+	policy := filepath.Join(dir, "policy.toml")
+	write := func(text string) {
+		if err := os.WriteFile(policy, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(fmt.Sprintf("default = \"accept\"\n[[rule]]\nmatch = %q\npolicy = \"require\"\nkeys = [\"good.pub\"]\n[[rule]]\nmatch = %q\npolicy = \"reject\"\n",
+		reg.Host+"/team", reg.Host+"/team/never"))
+	n := open(t, dir, func(o *image.Options) { o.PolicyFile = policy })
+	other := registrytest.Digest([]byte("other"))
+	for name, tt := range map[string]struct {
+		repository string
+		sign       func(repository, digest string)
+		want       string // "": pulled
+	}{
+		"free":           {"free", nil, ""},
+		"like the rule":  {"teams", nil, ""},
+		"rejected":       {"team/never", nil, "rejects"},
+		"below rejected": {"team/never/x", nil, "rejects"},
+		"unsigned":       {"team/unsigned", nil, "not signed"},
+		"signed":         {"team/signed", func(r, d string) { sign(t, reg, good, r, d, d, reg.Host+"/"+r) }, ""},
+		"another key":    {"team/other-key", func(r, d string) { sign(t, reg, bad, r, d, d, reg.Host+"/"+r) }, "none of the keys"},
+		"another image":  {"team/other-image", func(r, d string) { sign(t, reg, good, r, d, other, reg.Host+"/"+r) }, "a signature is for"},
+		"another name":   {"team/other-name", func(r, d string) { sign(t, reg, good, r, d, d, reg.Host+"/team/signed") }, "for the repository"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			desc := reg.Push(t, tt.repository, "v", simple(t, name))
+			if tt.sign != nil {
+				tt.sign(tt.repository, string(desc.Digest))
+			}
+			before := len(reg.Requests("/blobs/"))
+			_, err := n.Pull(t.Context(), reg.Host+"/"+tt.repository+":v", nil)
+			if tt.want == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			wantKind(t, err, errs.Denied, tt.want)
+			wantKind(t, err, signature.ErrValidation)
+			if err != nil && !strings.HasPrefix(err.Error(), "SignatureValidationFailed: ") {
+				t.Errorf("kubelet does not know %q", err)
+			}
+			if after := len(reg.Requests("/blobs/")); after > before+1 { // the signature's payload at most
+				t.Errorf("%d blobs were fetched of a refused image", after-before)
+			}
+		})
+	}
+	// The policy counts for what is present, too, and one that can't be read refuses everything.
+	write("default = \"reject\"\n")
+	_, err := n.Pull(t.Context(), reg.Host+"/free:v", nil)
+	wantKind(t, err, signature.ErrValidation)
+	for _, text := range []string{"default = \"maybe\"", "", "default = \"accept\"\nx = 1", "default = \"accept\"\n[[rule]]\nmatch = \"a\"\npolicy = \"require\"\n",
+		"default = \"accept\"\n[[rule]]\nmatch = \"a\"\npolicy = \"require\"\nkeys = [\"none.pub\"]\n", "default = \"accept\"\n[[rule]]\nmatch = \"a\"\npolicy = \"fine\"\n"} {
+		write(text)
+		if _, err := n.Pull(t.Context(), reg.Host+"/free:v", nil); err == nil {
+			t.Errorf("pulled under the policy %q", text)
+		}
+	}
+}
