@@ -269,6 +269,9 @@ func (m *Manager) discard(ctx context.Context, r *record) error {
 	if err := errors.Join(m.removeImageVolumes(ctx, r), m.o.Snapshots.Remove(ctx, string(r.ID))); err != nil {
 		return err
 	}
+	if err := m.o.Images.Release(ctx, r.Layers); err != nil { // they are found again with the next image that goes
+		m.o.Log.Warn("layers that nothing needs any more stay", "container", r.ID, "error", err)
+	}
 	return m.forget(r)
 }
 

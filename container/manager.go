@@ -51,6 +51,8 @@ type Sandboxes interface {
 // Images finds images; *image.Store is one.
 type Images interface {
 	Resolve(ref string) (image.Image, error)
+	// Release removes those of the layers that nothing needs any more.
+	Release(ctx context.Context, layers []snapshot.Key) error
 }
 
 // Options are what a Manager needs from its neighbours.

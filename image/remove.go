@@ -49,6 +49,10 @@ func (s *Store) Collect(ctx context.Context) error {
 	return s.collectLayers(ctx, func(snapshot.Layer) bool { return true })
 }
 
+// Release removes those of the layers that nothing needs any more. It is called when a snapshot of them is gone: an image that was
+// removed before goes with its last container.
+func (s *Store) Release(ctx context.Context, layers []snapshot.Key) error { return s.collectOld(ctx, layers) }
+
 // collectOld is Collect for the layers named and those that have been unused for long: what a failed pull has brought stays a while,
 // for its next attempt.
 func (s *Store) collectOld(ctx context.Context, named []snapshot.Key) error {
