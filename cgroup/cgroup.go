@@ -129,7 +129,7 @@ func newManager(o Options, version int, hs []*hierarchy) (*Manager, error) {
 			if err != nil {
 				return nil, errors.Join(err, m.Close())
 			}
-			for _, c := range bytes.Fields(b) {
+			for c := range bytes.FieldsSeq(b) {
 				controllers = append(controllers, string(c))
 			}
 		}

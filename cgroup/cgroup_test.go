@@ -106,13 +106,13 @@ func run(t testing.TB, g *Group, script string) *exec.Cmd {
 // runIn is run with what Files gave, which it closes.
 func runIn(t testing.TB, joins []*os.File, dir *os.File, script string) *exec.Cmd {
 	t.Helper()
-	join := ""
+	var join strings.Builder
 	for i, f := range joins {
 		defer f.Close()
-		join += fmt.Sprintf("echo 0 >&%d; ", 3+i)
+		join.WriteString(fmt.Sprintf("echo 0 >&%d; ", 3+i))
 	}
 	// dash knows only one-digit descriptors.
-	cmd := exec.Command("bash", "-c", join+script)
+	cmd := exec.Command("bash", "-c", join.String()+script)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles = joins
 	if dir != nil {

@@ -204,7 +204,7 @@ func builtinList(cidrs []netip.Prefix, mtu int) (*libcni.NetworkConfigList, erro
 	bridge := object{"type": "bridge", "bridge": builtinBridge, "isGateway": true, "ipMasq": true,
 		// kubelet sends the node's pod CIDR when there may be a bridge with the default range's address already.
 		"forceAddress": true,
-		"ipam": object{"type": "host-local", "ranges": ranges, "routes": routes}}
+		"ipam":         object{"type": "host-local", "ranges": ranges, "routes": routes}}
 	if mtu > 0 {
 		bridge["mtu"] = mtu
 	}

@@ -40,9 +40,7 @@ func install(t testing.TB, n *Network) {
 	if _, err := Install(self, n.opts.BinDirs[0]); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Setenv(stateEnv, n.opts.StateDir); err != nil {
-		t.Fatal(err)
-	}
+	t.Setenv(stateEnv, n.opts.StateDir)
 }
 
 // open makes a Network with directories of its own. What it leaves in the node (bridges, the table) is removed at the end of the test.

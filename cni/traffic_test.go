@@ -106,7 +106,7 @@ func TestDualStack(t *testing.T) {
 	a.Do(t, func() error {
 		b, err := os.ReadFile("/proc/sys/net/ipv6/conf/eth0/accept_ra")
 		if err != nil || strings.TrimSpace(string(b)) != "0" {
-			return fmt.Errorf("accept_ra %q, %v", b, err)
+			return fmt.Errorf("accept_ra %q, %w", b, err)
 		}
 		return nil
 	})

@@ -62,8 +62,8 @@ func (t *tap) write(b []byte) {
 	for len(t.queue) == 0 && len(b) > 0 {
 		n, err := unix.Write(t.fd, b)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // bare errno
-		case err == unix.EAGAIN: //nolint:errorlint // bare errno
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
 			t.queue = append(t.queue, b...)
 			t.p.y.poll.arm(t.fd, unix.EPOLLOUT)
 			return

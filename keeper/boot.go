@@ -77,7 +77,7 @@ func detach(dir string) error {
 	unix.Close(p[1])
 	var b [1]byte
 	for { // the pipe ends when the elder is executed, or at exit
-		if n, err := unix.Read(p[0], b[:]); n == 0 || err != unix.EINTR { //nolint:errorlint // bare errno
+		if n, err := unix.Read(p[0], b[:]); n == 0 || err != unix.EINTR {
 			break
 		}
 	}
@@ -122,7 +122,7 @@ func boot(dir string) error {
 
 // prepare opens the descriptors fdDir to fdState, with numbers above the fixed ones. EWOULDBLOCK: a pair runs there.
 func prepare(dir string) ([]int, error) {
-	if err := unix.Mkdir(dir, 0o700); err != nil && err != unix.EEXIST { //nolint:errorlint // bare errno
+	if err := unix.Mkdir(dir, 0o700); err != nil && err != unix.EEXIST {
 		return nil, at("make "+dir, err)
 	}
 	dirFD, err := high(unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0))
@@ -188,7 +188,7 @@ func listen(dir int) (int, error) {
 func seal(from int) (int, error) {
 	const mfdExec = 0x10 // Linux 6.3; without it the file is executable anyway
 	fd, err := unix.MemfdCreate("shim-keeper", unix.MFD_ALLOW_SEALING|unix.MFD_CLOEXEC|mfdExec)
-	if err == unix.EINVAL { //nolint:errorlint // bare errno
+	if err == unix.EINVAL {
 		fd, err = unix.MemfdCreate("shim-keeper", unix.MFD_ALLOW_SEALING|unix.MFD_CLOEXEC)
 	}
 	if err != nil {
@@ -196,7 +196,7 @@ func seal(from int) (int, error) {
 	}
 	for off := int64(0); ; {
 		n, err := unix.Sendfile(fd, from, &off, 1<<20)
-		if err != nil && err != unix.EINTR { //nolint:errorlint // bare errno
+		if err != nil && err != unix.EINTR {
 			unix.Close(fd)
 			return -1, err
 		}
@@ -210,7 +210,7 @@ func seal(from int) (int, error) {
 		if err == nil {
 			return fd, nil
 		}
-		if err != unix.EBUSY || i == 100 { //nolint:errorlint // bare errno
+		if err != unix.EBUSY || i == 100 {
 			unix.Close(fd)
 			return -1, err
 		}

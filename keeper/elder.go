@@ -224,7 +224,7 @@ func (e *elder) tellLocked(seq uint64, m proto.Message) {
 }
 
 func (e *elder) flushLocked() {
-	e.line.flush() //nolint:errcheck // the younger's death is noticed elsewhere
+	e.line.flush()
 	if len(e.line.out) > 0 {
 		e.poll.arm(fdPair, unix.EPOLLIN|unix.EPOLLOUT)
 	} else {

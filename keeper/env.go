@@ -3,6 +3,7 @@
 package keeper
 
 import (
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,11 +33,12 @@ const (
 type logger struct{ who string }
 
 func (l logger) say(parts ...string) {
-	line := "shim-keeper " + l.who + ": "
+	var line strings.Builder
+	line.WriteString("shim-keeper " + l.who + ": ")
 	for _, p := range parts {
-		line += p
+		line.WriteString(p)
 	}
-	unix.Write(2, []byte(line+"\n")) //nolint:errcheck // there is nobody else to tell
+	unix.Write(2, []byte(line.String()+"\n")) //nolint:errcheck // there is nobody else to tell
 }
 
 // failed is say for an error; nil says nothing.
@@ -69,7 +71,7 @@ func errno(err error) unix.Errno {
 		if e, ok := err.(syscall.Errno); ok { //nolint:errorlint // this is the unwrapping
 			return e
 		}
-		u, ok := err.(interface{ Unwrap() error }) //nolint:errorlint // this is the unwrapping
+		u, ok := err.(interface{ Unwrap() error })
 		if !ok {
 			break
 		}

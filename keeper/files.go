@@ -22,7 +22,7 @@ func readFile(dir int, name string, limit int) ([]byte, error) {
 	n := 0
 	for n < limit {
 		m, err := unix.Read(fd, b[n:])
-		if err == unix.EINTR { //nolint:errorlint // bare errno
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
@@ -98,7 +98,7 @@ func removeProcess(id string) {
 // makeProcess makes the directory of a process, empty.
 func makeProcess(id string) error {
 	err := unix.Mkdirat(fdDir, id, 0o700)
-	if err == unix.EEXIST { //nolint:errorlint // left by a pair of which none survived
+	if err == unix.EEXIST {
 		removeProcess(id)
 		err = unix.Mkdirat(fdDir, id, 0o700)
 	}
@@ -107,7 +107,7 @@ func makeProcess(id string) error {
 
 // writeExit writes a process's exit record: its wait status and the time, both decimal, replaced by rename.
 func writeExit(id string, status uint32, time int64) error {
-	if err := unix.Mkdirat(fdDir, id, 0o700); err != nil && err != unix.EEXIST { //nolint:errorlint // bare errno
+	if err := unix.Mkdirat(fdDir, id, 0o700); err != nil && err != unix.EEXIST {
 		return err
 	}
 	tmp := id + "/" + exitName + ".new"

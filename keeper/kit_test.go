@@ -90,7 +90,7 @@ func newPair(t testing.TB) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "keeper-test")
+	dir, err := os.MkdirTemp("/dev/shm", "keeper-test") //nolint:usetesting // tmpfs, as in use
 	if err != nil {
 		dir = t.TempDir()
 	}

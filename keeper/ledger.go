@@ -235,7 +235,7 @@ func (l *ledger) reap(ended func(pid int32, status uint32)) {
 	for {
 		var ci childInfo
 		err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&ci)), unix.WEXITED|unix.WNOWAIT|unix.WALL, nil)
-		if err == unix.ECHILD { //nolint:errorlint // bare errno
+		if err == unix.ECHILD {
 			<-l.kids
 			continue
 		}

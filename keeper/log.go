@@ -58,7 +58,7 @@ func (p *proc) write(text []byte, b *buffers) outcome {
 func writeAt(fd int, b []byte, off int64) error {
 	for len(b) > 0 {
 		n, err := unix.Pwrite(fd, b, off)
-		if err != nil && err != unix.EINTR { //nolint:errorlint // bare errno
+		if err != nil && err != unix.EINTR {
 			return err
 		}
 		b, off = b[max(n, 0):], off+int64(max(n, 0))

@@ -226,7 +226,7 @@ func (p *proc) fill(s *stream, b *buffers) (int, error) {
 	for {
 		off := s.size
 		n, err := unix.Splice(s.fifo, nil, s.spool, &off, chunkSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-		if err == unix.EINTR { //nolint:errorlint // bare errno
+		if err == unix.EINTR {
 			continue
 		}
 		s.size = off
@@ -286,7 +286,7 @@ func (p *proc) drain(s *stream, b *buffers, all bool) {
 func (p *proc) load(s *stream, b *buffers, off int64, n int) bool {
 	for done := 0; done < n; {
 		m, err := unix.Pread(s.spool, b.in[done:n], off+int64(done))
-		if err == unix.EINTR { //nolint:errorlint // bare errno
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || m == 0 {

@@ -72,7 +72,7 @@ func (p *poller) run(idle func()) error {
 	timeout := -1
 	for {
 		n, err := unix.EpollWait(p.ep, events[:], timeout)
-		if err == unix.EINTR { //nolint:errorlint // bare errno
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {

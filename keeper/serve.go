@@ -16,7 +16,7 @@ func (d door) ready(uint32) {
 	for {
 		fd, _, err := unix.Accept4(fdListener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err != nil {
-			if err != unix.EAGAIN && err != unix.EINTR && err != unix.ECONNABORTED { //nolint:errorlint // bare errno
+			if err != unix.EAGAIN && err != unix.EINTR && err != unix.ECONNABORTED {
 				y.log.failed("accept", err)
 			}
 			return

@@ -45,7 +45,7 @@ func terminable(yes bool) {
 
 // settle makes a new image safe to hold descriptors: nobody may read its memory, and little may kill it.
 func settle() {
-	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)                     //nolint:errcheck // can't fail with these arguments
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	for _, task := range entries(unix.AT_FDCWD, "/proc/self/task") { // the runtime's threads too: children inherit one's name
 		writeProc("/proc/self/task/"+task+"/comm", "shim-keeper")
 	}
@@ -55,7 +55,7 @@ func settle() {
 
 func writeProc(name, text string) {
 	if fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
-		unix.Write(fd, []byte(text)) //nolint:errcheck // as the callers say
+		unix.Write(fd, []byte(text))
 		unix.Close(fd)
 	}
 }
@@ -67,7 +67,7 @@ const nofileEnv = "SHIM_KEEPER_NOFILE="
 // environment if an earlier image has raised them already.
 func raiseFiles() unix.Rlimit {
 	var old unix.Rlimit
-	unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &old) //nolint:errcheck // can't fail with these arguments
+	unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &old)
 	if v, ok := syscall.Getenv(strings.TrimSuffix(nofileEnv, "=")); ok {
 		soft, hard, _ := strings.Cut(v, ":")
 		s, err1 := strconv.ParseUint(soft, 10, 64)
@@ -78,7 +78,7 @@ func raiseFiles() unix.Rlimit {
 	}
 	const enough = 1 << 20
 	if unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: enough, Max: max(enough, old.Max)}, nil) != nil {
-		unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: old.Max, Max: old.Max}, nil) //nolint:errcheck // raising soft to hard is always allowed
+		unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: old.Max, Max: old.Max}, nil)
 	}
 	return old
 }

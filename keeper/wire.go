@@ -89,7 +89,7 @@ func (w *wire) sendNow(b []byte, fds []int) error {
 			return err
 		}
 		p := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLOUT}}
-		if _, err := unix.Poll(p, -1); err != nil && err != unix.EINTR { //nolint:errorlint // bare errno
+		if _, err := unix.Poll(p, -1); err != nil && err != unix.EINTR {
 			return err
 		}
 	}
@@ -141,7 +141,7 @@ func receive(fd int, data, oob []byte, flags int) (n int, fds []int, err error) 
 		if err == nil {
 			break
 		}
-		if err != unix.EINTR && err != unix.ECONNRESET { //nolint:errorlint // bare errno
+		if err != unix.EINTR && err != unix.ECONNRESET {
 			return 0, nil, err
 		}
 	}

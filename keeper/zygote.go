@@ -85,7 +85,7 @@ func (n *nursery) start() error {
 		unix.Close(pair[0])
 		return at("map zygote", err)
 	}
-	defer unix.Munmap(m) //nolint:errcheck // it is mapped; the zygote has its own copy
+	defer unix.Munmap(m)
 	z := (*zygote)(unsafe.Pointer(&m[0]))
 	z.prepare()
 	pid, e := fork(z, uintptr(pair[1]))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,8 +74,8 @@ func (s *Store) Create(ctx context.Context, id string, layers []Key) (err error)
 // writable directory as the root of the whole.
 func (s *Store) dressRoot(upper string, layers []Key) error {
 	mode, uid, gid := uint32(0o755), 0, 0
-	for i := len(layers) - 1; i >= 0; i-- {
-		l, _ := s.Layer(layers[i])
+	for _, v := range slices.Backward(layers) {
+		l, _ := s.Layer(v)
 		if !l.RootSet {
 			continue
 		}

@@ -214,7 +214,7 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 		{Name: c.IfName, Mac: eth.MAC.String(), Sandbox: c.NetNS},
 	}
 	for _, ip := range res.IPs {
-		ip.Interface = current.Int(2)
+		ip.Interface = new(2)
 	}
 	if !conf.DNS.IsEmpty() {
 		res.DNS = conf.DNS

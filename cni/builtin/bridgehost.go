@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/utils"
@@ -132,12 +133,7 @@ func (h *Host) ensureAddrs(br rtnl.Link, force bool, own []netip.Prefix) error {
 }
 
 func isOurs(own []netip.Prefix, a netip.Prefix) bool {
-	for _, o := range own {
-		if o == a {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(own, a)
 }
 
 // enableForwarding lets this network namespace route for the families of the addresses.

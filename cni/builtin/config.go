@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -130,10 +131,8 @@ func configVersion(config []byte) (string, error) {
 	if err != nil {
 		return "", errs.Newf(errs.Invalid, "parse configuration: %w", err)
 	}
-	for _, s := range version.All.SupportedVersions() {
-		if s == v {
-			return v, nil
-		}
+	if slices.Contains(version.All.SupportedVersions(), v) {
+		return v, nil
 	}
 	return "", errs.Newf(errs.Unsupported, "CNI version %q is not supported", v)
 }
@@ -155,7 +154,7 @@ func envArgs(args string, known ...string) (map[string]string, error) {
 	if args == "" {
 		return out, nil
 	}
-	for _, pair := range strings.Split(args, ";") {
+	for pair := range strings.SplitSeq(args, ";") {
 		k, v, ok := strings.Cut(pair, "=")
 		if !ok {
 			return nil, errs.Newf(errs.Invalid, "CNI_ARGS: invalid pair %q", pair)

@@ -71,7 +71,7 @@ func loopbackAdd(c *Call, conf *header) (types.Result, error) {
 		if !a.Addr().IsLoopback() {
 			return nil, errs.Newf(errs.Precondition, "loopback interface has the address %s", a)
 		}
-		res.IPs = append(res.IPs, &current.IPConfig{Interface: current.Int(0),
+		res.IPs = append(res.IPs, &current.IPConfig{Interface: new(0),
 			Address: net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}})
 	}
 	return res, nil

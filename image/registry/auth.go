@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -216,9 +217,7 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, service, 
 		method, body = http.MethodPost, strings.NewReader(form.Encode())
 	} else {
 		q := u.Query()
-		for k, v := range form {
-			q[k] = v
-		}
+		maps.Copy(q, form)
 		u.RawQuery = q.Encode()
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)

@@ -151,7 +151,7 @@ func (b *blob) open(e *endpoint) error {
 	if b.off > 0 {
 		header.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
 	}
-	resp, err := b.repo.get(ctx, e, http.MethodGet, b.repo.url(e, "blobs", b.d.Digest), header)
+	resp, err := b.repo.get(ctx, e, http.MethodGet, b.repo.url(e, "blobs", b.d.Digest), header) //nolint:bodyclose // the connection has it
 	if err != nil {
 		cancel(nil)
 		return err

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -236,9 +237,7 @@ func (r *Repository) get(ctx context.Context, e *endpoint, method, address strin
 			return nil, errs.Newf(errs.Invalid, "malformed address")
 		}
 		for _, m := range []http.Header{e.host.header, header} {
-			for k, v := range m {
-				req.Header[k] = v
-			}
+			maps.Copy(req.Header, m)
 		}
 		req.Header.Set("User-Agent", r.o.UserAgent)
 		sent := e.auth.current()
@@ -285,17 +284,17 @@ func statusError(what string, resp *http.Response, body []byte) error {
 		} `json:"errors"`
 	}
 	_ = json.Unmarshal(body, &said) // other bodies are not shown
-	detail := ""
+	var detail strings.Builder
 	for _, e := range said.Errors {
-		detail += ": " + printable(e.Code, 64) + " " + printable(e.Message, 200)
+		detail.WriteString(": " + printable(e.Code, 64) + " " + printable(e.Message, 200))
 	}
-	text := fmt.Errorf("%s: %s%s", what, resp.Status, strings.TrimRight(detail, " "))
-	switch s := resp.StatusCode; {
-	case s == http.StatusUnauthorized, s == http.StatusForbidden:
+	text := fmt.Errorf("%s: %s%s", what, resp.Status, strings.TrimRight(detail.String(), " "))
+	switch s := resp.StatusCode; s {
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return errs.As(errs.Denied, text)
-	case s == http.StatusNotFound:
+	case http.StatusNotFound:
 		return errs.As(errs.NotFound, text)
-	case s == http.StatusTooManyRequests, s == http.StatusServiceUnavailable:
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		after, err := time.ParseDuration(resp.Header.Get("Retry-After") + "s")
 		if err != nil || after < 0 {
 			after = 0

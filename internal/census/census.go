@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -109,14 +110,15 @@ func Diff(before, after *Census) []string {
 		if n < 0 {
 			o, sign, n = b, "-", -n
 		}
-		line := fmt.Sprintf("%s %s %s", sign, k.kind, k.name)
+		var line strings.Builder
+		line.WriteString(fmt.Sprintf("%s %s %s", sign, k.kind, k.name))
 		if n > 1 {
-			line += fmt.Sprintf(" (%d times)", n)
+			line.WriteString(fmt.Sprintf(" (%d times)", n))
 		}
 		for _, note := range o.notes {
-			line += " [" + note + "]"
+			line.WriteString(" [" + note + "]")
 		}
-		lines = append(lines, line)
+		lines = append(lines, line.String())
 	}
 	slices.Sort(lines)
 	return lines

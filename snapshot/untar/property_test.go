@@ -35,11 +35,12 @@ type generator struct {
 func (g *generator) pick(list ...string) string { return list[g.IntN(len(list))] }
 
 func (g *generator) name() string {
-	n := g.pick(g.names...)
+	var n strings.Builder
+	n.WriteString(g.pick(g.names...))
 	for range g.IntN(3) {
-		n += "/" + g.pick(g.names...)
+		n.WriteString("/" + g.pick(g.names...))
 	}
-	return n
+	return n.String()
 }
 
 func (g *generator) header() *tar.Header {

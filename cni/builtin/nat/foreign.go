@@ -73,6 +73,7 @@ func familyWord(f nftables.TableFamily) (string, bool) {
 		return "ip6", true
 	case nftables.TableFamilyINet:
 		return "inet", true
+	default:
 	}
 	return "", false
 }
