@@ -12,6 +12,8 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/image"
+	"crishim.dev/internal/errs"
 	"crishim.dev/sandbox"
 	"crishim.dev/snapshot"
 	"crishim.dev/store"
@@ -33,7 +35,7 @@ func recorded(t *testing.T, state State, snaps snapshot.Snapshotter) (*Manager, 
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	m := New(Options{Dir: t.TempDir(), Store: s, Snapshots: snaps, Log: log})
+	m := New(Options{Dir: t.TempDir(), Store: s, Snapshots: snaps, Images: noImages{}, Log: log})
 	r := &record{Container: Container{ID: "c", Sandbox: "p", State: state, Config: &cri.ContainerConfig{Metadata: &cri.ContainerMetadata{Name: "web"}}}}
 	if err := m.put(r); err != nil {
 		t.Fatal(err)
@@ -103,3 +105,12 @@ func TestStopPodClosesItFirst(t *testing.T) {
 		t.Errorf("asked %v, %v", pods.asked, err)
 	}
 }
+
+// noImages has no images and so no layers that are left over.
+type noImages struct{}
+
+func (noImages) Resolve(ref string) (image.Image, error) {
+	return image.Image{}, errs.Newf(errs.NotFound, "find image %s", ref)
+}
+
+func (noImages) Release(context.Context, []snapshot.Key) error { return nil }
