@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -216,6 +217,26 @@ func descriptorsOf(role string, pid int) census.Options {
 	}}
 }
 
+// zygotes are the children of a keeper from which it forks containers: parts of it, made anew as need be.
+func zygotes(keeper int) []int {
+	var out []int
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil
+	}
+	for _, s := range stats {
+		text, err := os.ReadFile(s)
+		if err != nil {
+			continue
+		}
+		var pid, parent int
+		if _, err := fmt.Sscanf(string(text), "%d (shim-zygote) %1s %d", &pid, new(string), &parent); err == nil && parent == keeper {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
 // look says what belongs to the node, its processes' descriptors aside.
 func (n *Node) look() census.Options {
 	own := map[int]string{os.Getpid(): "test"}
@@ -223,6 +244,9 @@ func (n *Node) look() census.Options {
 	for role, pid := range n.processes() {
 		own[pid] = role
 		mounts[role] = pid
+		for _, z := range zygotes(pid) {
+			own[z] = "zygote"
+		}
 	}
 	return census.Options{
 		MountsOf: mounts, NetNamespaces: true, Net: true, Descendants: []int{1},
@@ -233,8 +257,7 @@ func (n *Node) look() census.Options {
 			case "process":
 				var pid int
 				_, err := fmt.Sscanf(object, "%d ", &pid)
-				// The zygote is part of the younger, which makes a new one as need be.
-				return err == nil && own[pid] != "" || strings.Contains(object, "[shim-zygote ")
+				return err == nil && own[pid] != ""
 			case "file": // made for the first container with a volume of its image, and empty
 				return object == n.Root+"/containers/"
 			}
