@@ -59,6 +59,15 @@ func (g *Group) Prune(ctx context.Context) error {
 	return err
 }
 
+// Claim marks a group whose name only its caller can have given, and which CreatePod may have been killed in before it could.
+func (g *Group) Claim() {
+	for _, h := range g.m.all {
+		if h.exists(g.path) {
+			h.mark(g.path)
+		}
+	}
+}
+
 // ours tells whether a group bears our mark in some hierarchy.
 func (m *Manager) ours(path string) bool {
 	for _, h := range m.all {

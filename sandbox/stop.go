@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -120,6 +121,9 @@ func (m *Manager) prune(ctx context.Context, id ID, path string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if strings.HasSuffix(path, string(id)) || strings.Contains(path, string(id)+".slice") { // named by us, so made by us
+		g.Claim()
 	}
 	return g.Prune(ctx)
 }
