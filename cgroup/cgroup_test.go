@@ -109,7 +109,7 @@ func runIn(t testing.TB, joins []*os.File, dir *os.File, script string) *exec.Cm
 	var join strings.Builder
 	for i, f := range joins {
 		defer f.Close()
-		join.WriteString(fmt.Sprintf("echo 0 >&%d; ", 3+i))
+		fmt.Fprintf(&join, "echo 0 >&%d; ", 3+i)
 	}
 	// dash knows only one-digit descriptors.
 	cmd := exec.Command("bash", "-c", join.String()+script)

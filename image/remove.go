@@ -51,7 +51,9 @@ func (s *Store) Collect(ctx context.Context) error {
 
 // Release removes those of the layers that nothing needs any more. It is called when a snapshot of them is gone: an image that was
 // removed before goes with its last container.
-func (s *Store) Release(ctx context.Context, layers []snapshot.Key) error { return s.collectOld(ctx, layers) }
+func (s *Store) Release(ctx context.Context, layers []snapshot.Key) error {
+	return s.collectOld(ctx, layers)
+}
 
 // collectOld is Collect for the layers named and those that have been unused for long: what a failed pull has brought stays a while,
 // for its next attempt.

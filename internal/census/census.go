@@ -111,9 +111,9 @@ func Diff(before, after *Census) []string {
 			o, sign, n = b, "-", -n
 		}
 		var line strings.Builder
-		line.WriteString(fmt.Sprintf("%s %s %s", sign, k.kind, k.name))
+		fmt.Fprintf(&line, "%s %s %s", sign, k.kind, k.name)
 		if n > 1 {
-			line.WriteString(fmt.Sprintf(" (%d times)", n))
+			fmt.Fprintf(&line, " (%d times)", n)
 		}
 		for _, note := range o.notes {
 			line.WriteString(" [" + note + "]")
