@@ -12,14 +12,12 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim.dev/image/registry"
 	"crishim.dev/image/signature"
 	"crishim.dev/internal/errs"
 )
-
-// RegistryUnavailable begins the text of an error that the kubelet knows by this name (k8s.io/cri-api/pkg/errors).
-const RegistryUnavailable = "RegistryUnavailable"
 
 // pullKey tells pulls apart that must not be merged: those of different credentials.
 type pullKey struct {
@@ -40,8 +38,9 @@ func keyOf(ref registry.Reference, auth *Auth) (pullKey, error) {
 // Pull makes the image ref names present and gives it. A call for the same reference with the same credentials joins the one under
 // way. A pull whose callers have all cancelled leaves nothing but complete layers, which Collect removes.
 //
-// Unknown images are NotFound, refused credentials Denied, a registry that can't be asked Unavailable with a text that begins with
-// RegistryUnavailable, an image that the signature policy refuses Denied with one that begins with SignatureValidationFailed. No error has credentials in it.
+// Unknown images are NotFound, refused credentials Denied, a registry that can't be asked Unavailable, an image that the signature
+// policy refuses Denied; the latter two are also the errors that the kubelet knows by name (k8s.io/cri-api/pkg/errors). No error
+// has credentials in it.
 func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (Image, error) {
 	r, err := registry.Parse(ref)
 	if err != nil {
@@ -56,11 +55,8 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (Image, error)
 		return image, nil
 	}
 	err = fmt.Errorf("pull image %s: %w", r, err)
-	switch {
-	case errors.Is(err, errs.Unavailable):
-		err = fmt.Errorf("%s: %w", RegistryUnavailable, err)
-	case errors.Is(err, signature.ErrValidation):
-		err = fmt.Errorf("%s: %w", signature.ErrValidation.Error(), err)
+	if errors.Is(err, errs.Unavailable) {
+		err = errs.As(crierrors.ErrRegistryUnavailable, err)
 	}
 	return Image{}, err
 }

@@ -27,6 +27,10 @@ func code(ctx context.Context, err error) codes.Code {
 	if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
 		return status.FromContextError(cause).Code()
 	}
+	// kubelet sees the name of a failed pull only where it begins the text, and cri-client takes the code off none but this one.
+	if errors.Is(err, crierrors.ErrRegistryUnavailable) || errors.Is(err, crierrors.ErrSignatureValidationFailed) {
+		return codes.Unknown
+	}
 	for _, k := range []struct {
 		kind error
 		code codes.Code

@@ -4,13 +4,9 @@ package server
 
 import (
 	"context"
-	"errors"
 
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-	crierrors "k8s.io/cri-api/pkg/errors"
-
-	"crishim.dev/internal/errs"
 )
 
 // images is the ImageService.
@@ -27,17 +23,8 @@ func (s *images) PullImage(ctx context.Context, r *cri.PullImageRequest) (*cri.P
 		return nil, err
 	}
 	id, err := s.o.Images.Pull(ctx, ref, r.GetAuth())
-	if errors.Is(err, errs.Unavailable) {
-		err = &joined{err, crierrors.ErrRegistryUnavailable}
-	}
 	return &cri.PullImageResponse{ImageRef: id}, err
 }
-
-// joined is err, which is also name: one of the errors that kubelet knows by name.
-type joined struct{ err, name error }
-
-func (j *joined) Error() string   { return j.err.Error() }
-func (j *joined) Unwrap() []error { return []error{j.err, j.name} }
 
 // ListImages lists the images, or the one that the filter names.
 func (s *images) ListImages(_ context.Context, r *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {

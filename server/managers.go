@@ -66,7 +66,8 @@ type URLs interface {
 
 // Images is what the server needs of images.
 type Images interface {
-	// Pull fetches the image and returns its id: what List calls it.
+	// Pull fetches the image and returns its id: what List calls it. It fails with the errors that kubelet knows by name
+	// (k8s.io/cri-api/pkg/errors): ErrRegistryUnavailable, ErrSignatureValidationFailed.
 	Pull(ctx context.Context, ref string, auth *cri.AuthConfig) (id string, err error)
 	// Resolve finds an image by tag, digest, id or unique id prefix; errs.NotFound otherwise.
 	Resolve(ref string) (Image, error)

@@ -108,14 +108,14 @@ func TestKubelet06NamedErrors(t *testing.T) {
 		_, err := s.images.PullImage(t.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "busybox"}})
 		return err
 	}
-	s.fail["image.Pull"] = errs.Newf(errs.Unavailable, "pull image busybox: connection refused")
+	s.fail["image.Pull"] = errs.As(crierrors.ErrRegistryUnavailable, errs.Newf(errs.Unavailable, "pull image busybox: connection refused"))
 	err := pull()
-	wantCode(t, "registry", err, codes.Unavailable)
+	wantCode(t, "registry", err, codes.Unknown)
 	if m := status.Convert(err).Message(); m != "RegistryUnavailable: pull image busybox: connection refused" {
 		t.Errorf("registry: %q", m)
 	}
 	s.fail["image.Pull"] = errs.As(errs.Denied, fmt.Errorf("verify busybox: %w", crierrors.ErrSignatureValidationFailed))
-	wantCode(t, "signature", pull(), codes.PermissionDenied, "SignatureValidationFailed: verify busybox")
+	wantCode(t, "signature", pull(), codes.Unknown, "SignatureValidationFailed: verify busybox")
 	s.fail["ctr.Create"] = errs.As(errs.Unsupported, fmt.Errorf("%w: kernel 5.11 has no mount_setattr", crierrors.ErrRROUnsupported))
 	_, err = s.CreateContainer(t.Context(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: containerConfig()})
 	wantCode(t, "rro", err, codes.FailedPrecondition)

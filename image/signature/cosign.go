@@ -12,20 +12,15 @@ import (
 	"strings"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim.dev/internal/errs"
 )
 
-// ErrValidation is in every refusal. The kubelet knows it by this text at the beginning of an error (k8s.io/cri-api/pkg/errors).
-var ErrValidation = errors.New("SignatureValidationFailed")
-
-// refusal is a refusal's own text; ErrValidation and errs.Denied are what it is.
-type refusal struct{ text string }
-
-func (r *refusal) Error() string   { return r.text }
-func (r *refusal) Unwrap() []error { return []error{ErrValidation, errs.Denied} }
-
-func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+// refuse makes a refusal: errs.Denied, and the error that the kubelet knows by name.
+func refuse(format string, args ...any) error {
+	return errs.As(crierrors.ErrSignatureValidationFailed, errs.Newf(errs.Denied, format, args...))
+}
 
 // Source gets documents of an image's repository.
 type Source interface {
@@ -46,7 +41,8 @@ const (
 	payloadType   = "cosign container image signature"
 )
 
-// Check says whether the image with this digest, from the repository name ("docker.io/library/app"), may be used. A refusal is ErrValidation and errs.Denied; a registry that can't be asked for signatures keeps its own error.
+// Check says whether the image with this digest, from the repository name ("docker.io/library/app"), may be used. A refusal is
+// errs.Denied and crierrors.ErrSignatureValidationFailed; a registry that can't be asked for signatures keeps its own error.
 func (p *Policy) Check(ctx context.Context, name, digest string, s Source) error {
 	r := p.rule(name)
 	switch r.Policy {
