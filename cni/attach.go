@@ -4,7 +4,6 @@ package cni
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,19 +18,7 @@ import (
 
 	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
-	"crishim.dev/internal/fsx"
 )
-
-// attachment is the record of one: enough to DEL it whatever has become of the configuration.
-type attachment struct {
-	Network    string              `json:"network"`
-	CNIVersion string              `json:"cniVersion"`
-	Config     json.RawMessage     `json:"config"`
-	Plugins    []json.RawMessage   `json:"plugins"` // with those from a network's directory
-	Runtime    *libcni.RuntimeConf `json:"runtime"`
-}
-
-const recordName = "attachment"
 
 // Attach brings lo up and runs ADD through the chain. When it fails nothing is left, unless the undoing failed too: then the error says so,
 // and Detach tries again.
@@ -53,7 +40,10 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if n.attached(p.ID) { // left by an attempt of before a crash, or by a Detach whose end is still under way
+	if err := n.cleared(ctx); err != nil {
+		return Result{}, err
+	}
+	if n.records.has(p.ID) { // left by an attempt of before a crash, or by a Detach whose end is still under way
 		if err := n.reap.wait(ctx); err != nil {
 			return Result{}, err
 		}
@@ -63,7 +53,7 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 	}
 	done, _ := n.reap.progress()
 	res, err := n.attachLocked(ctx, &p, c)
-	if now, busy := n.reap.progress(); errors.Is(err, errs.Exhausted) && (busy || now != done) {
+	if now, busy := n.reap.progress(); errors.Is(err, errs.Exhausted) && (busy || now != done) && !n.records.has(p.ID) {
 		// Addresses of pods that have just gone are about to become free, or have become so meanwhile.
 		if err := n.reap.wait(ctx); err != nil {
 			return Result{}, err
@@ -79,12 +69,15 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 func (n *Network) attachLocked(ctx context.Context, p *Pod, c *loaded) (Result, error) {
 	started := time.Now()
 	rt := p.runtimeConf(n.podCIDRs())
-	if err := n.record(p.ID, c.list, rt); err != nil {
-		return Result{}, err
+	if err := n.records.write(p.ID, c.list, rt, c.lasts.Load() || n.binaries); err != nil {
+		return Result{}, errors.Join(err, n.records.forget(p.ID))
 	}
 	undo := func(err error) (Result, error) {
-		err = errors.Join(err, n.detachLocked(context.WithoutCancel(ctx), p.ID, true))
-		return Result{}, err
+		e := n.detachLocked(context.WithoutCancel(ctx), p.ID, true)
+		if e != nil {
+			n.retry.later(p.ID, n.retry.first)
+		}
+		return Result{}, errors.Join(err, prefix("undo", e))
 	}
 	pod, err := rtnl.Wrap(p.Socket)
 	if err == nil {
@@ -97,7 +90,7 @@ func (n *Network) attachLocked(ctx context.Context, p *Pod, c *loaded) (Result, 
 	if c.ours.Load() && !n.binaries {
 		raw, err = (&chain{n: n, list: c.list, rt: rt, pod: pod}).add(ctx)
 	} else {
-		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: pod})
+		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.records.dir(p.ID), &executor{n: n, pod: pod})
 		raw, err = lib.AddNetworkList(ctx, c.list, rt)
 	}
 	if err != nil {
@@ -111,49 +104,10 @@ func (n *Network) attachLocked(ctx context.Context, p *Pod, c *loaded) (Result, 
 	return res, nil
 }
 
-// record writes down what ADD is about to do.
-func (n *Network) record(id string, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	a := attachment{Network: list.Name, CNIVersion: list.CNIVersion, Config: list.Bytes, Runtime: rt}
-	for _, p := range list.Plugins {
-		a.Plugins = append(a.Plugins, p.Bytes)
-	}
-	data, err := json.Marshal(a)
-	if err != nil {
-		return fmt.Errorf("record attachment: %w", err)
-	}
-	if err := os.MkdirAll(n.podDir(id), 0o700); err != nil {
-		return fmt.Errorf("record attachment: %w", err)
-	}
-	if err := fsx.WriteFileAtomic(filepath.Join(n.podDir(id), recordName), data, 0o600, false); err != nil {
-		return fmt.Errorf("record attachment: %w", err)
-	}
-	return nil
-}
-
-// recorded reads an attachment back. fs.ErrNotExist: there is none, or nothing was done yet.
-func (n *Network) recorded(id string) (*libcni.NetworkConfigList, *libcni.RuntimeConf, error) {
-	data, err := os.ReadFile(filepath.Join(n.podDir(id), recordName))
-	if err != nil {
-		return nil, nil, fmt.Errorf("read attachment: %w", err)
-	}
-	var a attachment
-	if err := json.Unmarshal(data, &a); err != nil || a.Runtime == nil {
-		return nil, nil, fmt.Errorf("read attachment of pod %s: %w", id, errors.Join(err, errs.Invalid))
-	}
-	list := &libcni.NetworkConfigList{Name: a.Network, CNIVersion: a.CNIVersion, Bytes: a.Config}
-	for _, raw := range a.Plugins {
-		p, err := libcni.NetworkPluginConfFromBytes(raw)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read attachment of pod %s: %w", id, err)
-		}
-		list.Plugins = append(list.Plugins, p)
-	}
-	return list, a.Runtime, nil
-}
-
 // Detach runs DEL through the chain, last plugin first, and forgets the attachment. It works without the namespace, twice, after a crash
 // and with the configuration gone. When it returns the pod's host ports are free; its interface, and after that its address, go
-// in the background (Wait). An error names the plugin; the attachment is kept for another attempt.
+// in the background (Wait). An error names the plugin; the attachment is kept, with all that it holds, and tried again in the background
+// until it is gone.
 func (n *Network) Detach(ctx context.Context, p Pod) error {
 	if err := utils.ValidateContainerID(p.ID); err != nil {
 		return errs.Newf(errs.Invalid, "pod ID %q: %w", p.ID, err)
@@ -164,6 +118,7 @@ func (n *Network) Detach(ctx context.Context, p Pod) error {
 	}
 	defer unlock()
 	if err := n.detachLocked(ctx, p.ID, false); err != nil {
+		n.retry.later(p.ID, n.retry.first)
 		return fmt.Errorf("detach pod %s from its network: %w", p.ID, err)
 	}
 	return nil
@@ -171,9 +126,12 @@ func (n *Network) Detach(ctx context.Context, p Pod) error {
 
 // detachLocked: with now, nothing is left to the background.
 func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
-	list, rt, err := n.recorded(id)
-	if errors.Is(err, fs.ErrNotExist) {
-		return n.forget(id)
+	list, rt, err := n.records.read(id)
+	if errors.Is(err, errs.Invalid) {
+		n.opts.Log.Error("record of a pod's attachment is lost; what plugins hold for it stays", "pod", id, "error", err)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errs.Invalid) {
+		return n.records.forget(id)
 	}
 	if err != nil {
 		return err
@@ -186,7 +144,7 @@ func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
 	if !now {
 		left = &job{pod: id}
 	}
-	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(id), &executor{n: n, later: left})
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.records.dir(id), &executor{n: n, later: left})
 	err = (&chain{n: n, list: list, rt: rt, later: left}).del(ctx)
 	if errors.Is(err, errMixed) {
 		if left != nil {
@@ -203,10 +161,10 @@ func (n *Network) detachLocked(ctx context.Context, id string, now bool) error {
 		n.abandon(ctx, lib, list, rt)
 	}
 	if left == nil || len(left.release) == 0 {
-		return n.forget(id)
+		return n.records.forget(id)
 	}
 	// From here on a repeated DEL is harmless and a missing one is not: the record goes last.
-	left.release = append(left.release, func() error { return n.forget(id) })
+	left.release = append(left.release, func() error { return n.records.forget(id) })
 	n.reap.enqueue(left)
 	return nil
 }
@@ -236,14 +194,6 @@ func (n *Network) abandon(ctx context.Context, lib *libcni.CNIConfig, list *libc
 	}
 }
 
-// forget removes the record.
-func (n *Network) forget(id string) error {
-	if err := os.RemoveAll(n.podDir(id)); err != nil {
-		return fmt.Errorf("remove attachment: %w", err)
-	}
-	return nil
-}
-
 // Check runs CHECK through the chain: an error says what is no longer as Attach left it. The pod needs its ID, and Socket if the inside
 // is to be looked at too.
 func (n *Network) Check(ctx context.Context, p Pod) error {
@@ -252,7 +202,7 @@ func (n *Network) Check(ctx context.Context, p Pod) error {
 		return err
 	}
 	defer unlock()
-	list, rt, err := n.recorded(p.ID)
+	list, rt, err := n.records.read(p.ID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errs.Newf(errs.NotFound, "pod %s is attached to no network", p.ID)
 	}
@@ -265,7 +215,7 @@ func (n *Network) Check(ctx context.Context, p Pod) error {
 			return err
 		}
 	}
-	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.podDir(p.ID), &executor{n: n, pod: pod})
+	lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.records.dir(p.ID), &executor{n: n, pod: pod})
 	err = lib.CheckNetworkList(ctx, list, rt)
 	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return fmt.Errorf("check the network of pod %s: %w", p.ID, err)
@@ -273,44 +223,9 @@ func (n *Network) Check(ctx context.Context, p Pod) error {
 	return nil
 }
 
-// GC detaches every pod that is not live, then has the plugins of the current configuration clear up what they hold for others (CNI 1.1),
-// and releases leases and ports of the built-in ones. live must be complete: it is called when the daemon starts, before new pods are.
-func (n *Network) GC(ctx context.Context, live []string) error {
-	keep := map[string]bool{}
-	for _, id := range live {
-		keep[id] = true
+func prefix(what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	entries, err := os.ReadDir(n.opts.CacheDir)
-	if err != nil {
-		return fmt.Errorf("list attachments: %w", err)
-	}
-	var failed []error
-	var valid []types.GCAttachment
-	for _, e := range entries {
-		if keep[e.Name()] {
-			valid = append(valid, types.GCAttachment{ContainerID: e.Name(), IfName: ifName})
-			continue
-		}
-		if err := n.Detach(ctx, Pod{ID: e.Name()}); err != nil {
-			failed = append(failed, err)
-			keep[e.Name()] = true // what its record still needs is not released below
-		}
-	}
-	if err := n.Wait(ctx); err != nil {
-		return errors.Join(append(failed, err)...)
-	}
-	if c := n.current(); c.err != nil {
-		n.opts.Log.Debug("no plugins to clear up", "reason", c.err)
-	} else if _, err := n.servable(c); err != nil {
-		n.opts.Log.Warn("plugins can't clear up", "error", err)
-	} else {
-		lib := libcni.NewCNIConfigWithCacheDir(n.opts.BinDirs, n.opts.CacheDir, &executor{n: n})
-		if err := lib.GCNetworkList(ctx, c.list, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
-			failed = append(failed, fmt.Errorf("clear up network %s: %w", c.list.Name, err))
-		}
-	}
-	if err := n.host.Sweep(func(container string) bool { return keep[container] }); err != nil {
-		failed = append(failed, err)
-	}
-	return errors.Join(failed...)
+	return fmt.Errorf("%s: %w", what, err)
 }

@@ -106,7 +106,7 @@ func TestDetachAlwaysWorks(t *testing.T) {
 			spoil(t, p)
 			detach(t, n, Pod{ID: p.ID})
 			detach(t, n, Pod{ID: p.ID})
-			if n.attached(p.ID) {
+			if n.records.has(p.ID) {
 				t.Error("still attached")
 			}
 			leases, err := n.host.Leases(builtinName)
@@ -152,7 +152,7 @@ func TestRestartKeepsLeases(t *testing.T) {
 	if err != nil || len(leases) != 1 || leases[0].Addr != rb.IPs[0] {
 		t.Fatalf("after GC: %v, %v", leases, err)
 	}
-	if again.attached(a.ID) {
+	if again.records.has(a.ID) {
 		t.Error("GC left the attachment of a dead pod")
 	}
 }
@@ -174,7 +174,7 @@ func TestAttachFailingInTheMiddleLeavesNothing(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "not today") || !strings.Contains(err.Error(), "spoiler") {
 		t.Fatalf("error %v", err)
 	}
-	if n.attached(p.ID) {
+	if n.records.has(p.ID) {
 		t.Error("still attached")
 	}
 	leases, err := n.host.Leases("shim")

@@ -168,7 +168,7 @@ type cachedResult struct {
 type flatResult current.Result
 
 func (c *chain) cachePath() string {
-	return filepath.Join(c.n.podDir(c.rt.ContainerID), "results", c.list.Name+"-"+c.rt.ContainerID+"-"+c.rt.IfName)
+	return filepath.Join(c.n.records.dir(c.rt.ContainerID), "results", c.list.Name+"-"+c.rt.ContainerID+"-"+c.rt.IfName)
 }
 
 func (c *chain) cache(res *current.Result) error {

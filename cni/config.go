@@ -36,6 +36,7 @@ const (
 type loaded struct {
 	ready  atomic.Bool // every plugin was found once
 	ours   atomic.Bool // all of them built in; valid once ready
+	lasts  atomic.Bool // something of its attachments outlives a reboot; valid once ready
 	list   *libcni.NetworkConfigList
 	source string // the file, or "built in"
 	err    error  // why there is none: the text is the reason for NetworkReady=false

@@ -142,7 +142,7 @@ func TestBadConfigurations(t *testing.T) {
 			if after := testpod.Links(t); strings.Join(before, "\n") != strings.Join(after, "\n") {
 				t.Errorf("links before %q after %q", before, after)
 			}
-			if n.attached(p.ID) {
+			if n.records.has(p.ID) {
 				t.Error("still attached")
 			}
 		})

@@ -10,9 +10,11 @@
 //
 //	CacheDir/POD/attachment     network, configuration and arguments as ADD got them (JSON)
 //	CacheDir/POD/results/…      libcni's own cache of the result, which DEL and CHECK pass on
+//	LastingDir/POD/…            the same where a binary has a part in the attachment: it gets its DEL after a reboot too
 //
-// DEL uses what is in there and not the configuration directory, so it works when that has changed. What a crash leaves is found by the
-// names of the directories (GC).
+// DEL uses what is in there and not the configuration directory, so it works when that has changed. One that fails is repeated in the
+// background, with growing pauses, and holds the pod's address until it succeeds. What a crash leaves is found by the names of the
+// directories (GC).
 //
 // Neighbours: sandbox calls Attach and Detach; the keeper opened the netlink socket that comes with a pod. This package never enters a
 // network namespace.

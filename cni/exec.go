@@ -24,6 +24,7 @@ import (
 	"crishim.dev/cni/builtin"
 	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/progress"
 )
 
 // builtinPath is how a built-in plugin is called where libcni wants the path of a binary.
@@ -164,6 +165,7 @@ func (r *runner) runOnce(ctx context.Context, path string, config []byte, enviro
 			verb = v
 		}
 	}
+	progress.Stage(ctx, "wait for plugin "+path+" ("+verb+")")
 	stdout, stderr := &capped{max: maxStdout}, &capped{max: maxStderr}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = slices.Concat(environ, r.env), bytes.NewReader(config), stdout, stderr

@@ -25,7 +25,7 @@ const stateEnv = "CNI_TEST_STATE"
 func TestMain(m *testing.M) {
 	if typ := filepath.Base(os.Args[0]); slices.Contains(Types(), typ) {
 		state := os.Getenv(stateEnv)
-		os.Exit(Plugin(Options{StateDir: state, CacheDir: filepath.Join(filepath.Dir(state), "cache")}, typ))
+		os.Exit(Plugin(Options{StateDir: state, CacheDir: filepath.Join(filepath.Dir(state), "cache"), LastingDir: filepath.Join(filepath.Dir(state), "lasting")}, typ))
 	}
 	testpod.Main(m)
 }
@@ -50,7 +50,7 @@ func open(t testing.TB, change func(*Options)) *Network {
 	dir := t.TempDir()
 	o := Options{
 		ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")},
-		CacheDir: filepath.Join(dir, "cache"), StateDir: filepath.Join(dir, "state"), Builtin: true,
+		CacheDir: filepath.Join(dir, "cache"), LastingDir: filepath.Join(dir, "lasting"), StateDir: filepath.Join(dir, "state"), Builtin: true,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	for _, d := range []string{o.ConfDir, o.BinDirs[0]} {

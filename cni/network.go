@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -24,8 +22,9 @@ type Options struct {
 	ConfDir string
 	// BinDirs hold plugins that are not built in; the first that has one wins.
 	BinDirs []string
-	// CacheDir holds a directory for each attachment.
-	CacheDir string
+	// CacheDir holds a directory for each attachment, on tmpfs. LastingDir, on a disk, holds instead those of which something outlives a
+	// reboot: the attachments in which a binary has a part.
+	CacheDir, LastingDir string
 	// StateDir holds leases and port claims, on tmpfs: they end with a reboot.
 	StateDir string
 	// Builtin switches on a network of our own for as long as ConfDir has none.
@@ -43,20 +42,24 @@ const defaultTimeout = time.Minute
 // Network attaches pods. Safe for concurrent use; operations on one pod wait for each other. Lock order: pods > mu > what package
 // builtin has.
 type Network struct {
-	opts Options
-	host *builtin.Host
-	pods keylock.Locks
-	reap *reaper
-	run  *runner
+	opts    Options
+	host    *builtin.Host
+	pods    keylock.Locks
+	reap    *reaper
+	retry   *retrier
+	records records
+	workers sync.WaitGroup // of clearing
+	run     *runner
 	// binaries runs the binary of every type: what tests compare the built-in plugins with.
 	binaries bool
 
-	mu    sync.Mutex // guards what is below
-	conf  *loaded
-	seen  []stamp
-	racy  bool
-	cidrs []netip.Prefix
-	state struct { // of external plugins, as of the last look
+	mu       sync.Mutex // guards what is below
+	conf     *loaded
+	seen     []stamp
+	racy     bool
+	clearing chan struct{} // closed when the plugins have cleared up
+	cidrs    []netip.Prefix
+	state    struct { // of external plugins, as of the last look
 		err   error
 		at    time.Time
 		going bool
@@ -72,12 +75,10 @@ func New(o Options) (*Network, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{o.CacheDir, o.StateDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open network state: %w", err)
-		}
+	n := &Network{opts: o, records: records{o.CacheDir, o.LastingDir}, cidrs: defaultCIDRs(), run: &runner{dirs: o.BinDirs, timeout: o.Timeout, env: []string{byDaemon + "=1"}, log: o.Log}}
+	if err := n.records.open(); err != nil {
+		return nil, err
 	}
-	n := &Network{opts: o, cidrs: defaultCIDRs(), run: &runner{dirs: o.BinDirs, timeout: o.Timeout, env: []string{byDaemon + "=1"}, log: o.Log}}
 	if n.opts.MTU == 0 {
 		n.opts.MTU = uplinkMTU()
 	}
@@ -87,11 +88,14 @@ func New(o Options) (*Network, error) {
 	}
 	n.host = host
 	n.reap = &reaper{deleteLinks: host.DeleteLinks, log: o.Log}
+	n.retry = newRetrier(func(ctx context.Context, id string) error { return n.Detach(ctx, Pod{ID: id}) }, o.Log)
 	return n, nil
 }
 
-// Close waits for what Detach has left to the background and ends the connections. Pods stay attached.
+// Close gives up the DELs that wait for another attempt, waits for what Detach has left to the background and ends the connections. Pods stay attached.
 func (n *Network) Close() error {
+	n.retry.close()
+	n.workers.Wait()
 	n.reap.close()
 	return n.host.Close()
 }
@@ -99,16 +103,8 @@ func (n *Network) Close() error {
 // Wait returns when nothing is left to the background: interfaces of detached pods are gone and their addresses are free.
 func (n *Network) Wait(ctx context.Context) error { return n.reap.wait(ctx) }
 
-// attached says that a pod has an attachment, complete or not.
-func (n *Network) attached(id string) bool {
-	_, err := os.Lstat(n.podDir(id))
-	return err == nil
-}
-
 // live says that somebody may still want what a container has: we, or another runtime that uses our plugins.
-func (n *Network) live(id string) bool { return n.attached(id) || n.host.HasLease(id) }
-
-func (n *Network) podDir(id string) string { return filepath.Join(n.opts.CacheDir, id) }
+func (n *Network) live(id string) bool { return n.records.has(id) || n.host.HasLease(id) }
 
 // SetPodCIDRs changes the range of the built-in network for pods to come, and what plugins with the capability ipRanges get. None
 // restores the default.

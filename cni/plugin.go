@@ -75,8 +75,7 @@ func (p *plugin) run(verb string, args *skel.CmdArgs) error {
 	host, err := builtin.Open(builtin.Options{
 		StateDir: p.opts.StateDir, Foreign: os.Getenv(byDaemon) == "", Log: p.opts.Log,
 		Live: func(id string) bool {
-			_, err := os.Lstat(filepath.Join(p.opts.CacheDir, id))
-			return err == nil || host.HasLease(id)
+			return records{p.opts.CacheDir, p.opts.LastingDir}.has(id) || host.HasLease(id)
 		},
 	})
 	if err != nil {

@@ -66,11 +66,17 @@ type Result struct {
 // ifName is the pod's interface: kubelet and what runs in pods rely on it.
 const ifName = "eth0"
 
-// PodSysctls must be set in a pod's network namespace before Attach, by whoever makes the namespace: they are written through /proc/sys
-// from inside, which this package never is. Interfaces made later inherit them: a neighbour on the bridge that sends router
-// advertisements must not change a pod's routes. Where the kernel has no IPv6 the files are missing; that is fine.
-func PodSysctls() [][2]string {
-	return [][2]string{{"net.ipv6.conf.all.accept_ra", "0"}, {"net.ipv6.conf.default.accept_ra", "0"}}
+// PodSysctls are the settings that a pod's network namespace needs before Attach, from whoever makes the namespace: they are written through
+// /proc/sys from inside, which this package never is. Interfaces made later inherit them: a neighbour on the bridge that sends router
+// advertisements must not change a pod's routes. A kernel without IPv6 has none of them.
+func PodSysctls() map[string]string {
+	out := map[string]string{}
+	for _, name := range []string{"net.ipv6.conf.all.accept_ra", "net.ipv6.conf.default.accept_ra"} {
+		if _, err := os.Stat("/proc/sys/" + strings.ReplaceAll(name, ".", "/")); err == nil {
+			out[name] = "0"
+		}
+	}
+	return out
 }
 
 func (p *Pod) validate(socket bool) error {

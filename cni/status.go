@@ -40,12 +40,14 @@ func (n *Network) Status() error {
 
 // servable says whether there is somebody to run each plugin of the chain, and whether one of them is external.
 func (n *Network) servable(c *loaded) (external bool, err error) {
+	lasts := false
 	for _, p := range c.list.Plugins {
 		by, err := n.runBy(p)
 		if err != nil {
 			return false, errs.Newf(errs.Unavailable, "cni: network %s (%s): %w", c.list.Name, c.source, err)
 		}
 		external = external || by != runByUs
+		lasts = lasts || by != runByUs || builtin.Outlives(p.Network.Type, p.Bytes)
 		if by != runByUs || c.ready.Load() { // of a network that is in use the overlapping routes are its own
 			continue
 		}
@@ -57,6 +59,7 @@ func (n *Network) servable(c *loaded) (external bool, err error) {
 		}
 	}
 	c.ours.Store(!external)
+	c.lasts.Store(lasts)
 	c.ready.Store(true)
 	return external, nil
 }

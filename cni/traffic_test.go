@@ -244,7 +244,7 @@ func TestHostPortOwnership(t *testing.T) {
 	}
 	attach(t, n, second)
 	// A pod that has neither a record nor an address is not live: taken over.
-	if err := n.forget(second.ID); err != nil {
+	if err := n.records.forget(second.ID); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.RemoveAll(filepath.Join(n.opts.StateDir, "leases")); err != nil {

@@ -162,6 +162,9 @@ func TestPodSysctls(t *testing.T) {
 	if got := c.Exec("cat", "/proc/sys/net/core/somaxconn", "/proc/sys/kernel/shm_rmid_forced", "/proc/sys/net/ipv4/ip_unprivileged_port_start"); got != "1234\n1\n777\n" {
 		t.Errorf("sysctls %q", got)
 	}
+	if got := c.Exec("cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"); got != "0\n" {
+		t.Errorf("router advertisements are accepted: %q", got)
+	}
 	for name, want := range map[string]string{
 		"kernel.panic":                "kernel.panic",
 		"vm.overcommit_memory":        "vm.overcommit_memory",

@@ -43,10 +43,12 @@ func (m *Manager) mountShm(r *record) error {
 	return nil
 }
 
-// unpinAll takes away every pin and mount of the pod; what is not there is fine. Umount alone is not enough: copies of the mount
+// unpinAll takes away every pin and mount of the pod but that of the kind keep; what is not there is fine. Umount alone is not enough: copies of the mount
 // in other mount namespaces would keep the namespace alive; unlinking the file under the mount ends them too.
-func (m *Manager) unpinAll(id ID) error {
-	_ = os.Remove(m.netnsLink(id))
+func (m *Manager) unpinAll(id ID, keep string) error {
+	if keep == "" {
+		_ = os.Remove(m.netnsLink(id))
+	}
 	dir := m.o.Layout.Pins(id)
 	list, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,6 +59,9 @@ func (m *Manager) unpinAll(id ID) error {
 	}
 	var all []error
 	for _, e := range list {
+		if e.Name() == keep {
+			continue
+		}
 		path := filepath.Join(dir, e.Name())
 		for {
 			err = unix.Unmount(path, unix.MNT_DETACH)
@@ -72,7 +77,7 @@ func (m *Manager) unpinAll(id ID) error {
 			all = append(all, fmt.Errorf("unpin %s: %w", e.Name(), err))
 		}
 	}
-	if len(all) == 0 {
+	if len(all) == 0 && keep == "" {
 		all = append(all, os.Remove(dir))
 	}
 	return errors.Join(all...)

@@ -32,7 +32,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if r != nil && r.network {
+		if r != nil && r.network && r.State == Ready { // one that is stopping is detached as soon as that works
 			live = append(live, string(r.ID))
 		}
 	}
@@ -102,7 +102,7 @@ func (m *Manager) sweepPins() {
 		if m.current(ID(e.Name())) != nil {
 			continue
 		}
-		if err := errors.Join(m.unpinAll(ID(e.Name())), os.RemoveAll(m.o.Layout.Dir(ID(e.Name())))); err != nil {
+		if err := errors.Join(m.unpinAll(ID(e.Name()), ""), os.RemoveAll(m.o.Layout.Dir(ID(e.Name())))); err != nil {
 			m.o.Log.Warn("leftover namespace pins stay", "error", fmt.Errorf("%s: %w", e.Name(), err))
 		}
 	}

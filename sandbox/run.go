@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/cni"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/progress"
 	"crishim.dev/internal/protodiff"
@@ -273,9 +274,12 @@ func closeAll(files []*os.File, keep *os.File) {
 	}
 }
 
-// sysctls gives the request's settings over the defaults that containerd 2 has (KUBELET.md 25).
+// sysctls gives the request's settings over what the network needs and the defaults that containerd 2 has (KUBELET.md 25).
 func (m *Manager) sysctls(cfg *cri.PodSandboxConfig) map[string]string {
 	out := map[string]string{}
+	if !hostNetwork(cfg) {
+		out = cni.PodSysctls()
+	}
 	if _, mapped := users(cfg); !mapped && !hostNetwork(cfg) {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"

@@ -60,7 +60,8 @@ func (m *Manager) stopLocked(ctx context.Context, r *record) error {
 }
 
 // teardown is the inverse of build, whole or in part: each step is fine with there being nothing to take away, and one that
-// fails does not stop the others. The network goes first: its host ports must be free for a DaemonSet's next pod (KUBELET.md 30).
+// fails does not stop the others. The network goes first: its host ports must be free for a DaemonSet's next pod (KUBELET.md 30). While a
+// plugin can't let go of the pod its network namespace stays, since there may be something in it that has to be taken out (a device).
 func (m *Manager) teardown(ctx context.Context, r *record) error {
 	var all []error
 	step := func(what string, err error) {
@@ -68,9 +69,14 @@ func (m *Manager) teardown(ctx context.Context, r *record) error {
 			all = append(all, fmt.Errorf("%s: %w", what, err))
 		}
 	}
+	var keep string
 	if r.network {
 		progress.Stage(ctx, "detach from the network")
-		step("detach from the network", m.o.Network.Detach(ctx, m.networkPod(r, nil)))
+		err := m.o.Network.Detach(ctx, m.networkPod(r, nil))
+		step("detach from the network", err)
+		if err != nil {
+			keep = "net"
+		}
 	}
 	if sharedPID(r.Config) {
 		progress.Stage(ctx, "end the pod's init")
@@ -80,7 +86,7 @@ func (m *Manager) teardown(ctx context.Context, r *record) error {
 		step("end the maker of the user namespace", m.o.Keeper.Forget(ctx, usersID(r.ID)))
 	}
 	progress.Stage(ctx, "unpin namespaces")
-	step("unpin", m.unpinAll(r.ID))
+	step("unpin", m.unpinAll(r.ID, keep))
 	progress.Stage(ctx, "remove cgroup")
 	step("remove cgroup", m.prune(ctx, r.ID, r.Cgroup))
 	return errors.Join(all...)

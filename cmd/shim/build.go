@@ -212,7 +212,8 @@ func (n *node) network() (*cni.Network, error) {
 	cfg := n.cfg
 	network, err := cni.New(cni.Options{
 		ConfDir: cfg.Network.ConfDir, BinDirs: cfg.Network.BinDirs, Builtin: cfg.Network.Builtin,
-		CacheDir: filepath.Join(cfg.State, "network", "cache"), StateDir: filepath.Join(cfg.State, "network", "state"), Log: n.log,
+		CacheDir: filepath.Join(cfg.State, "network", "cache"), StateDir: filepath.Join(cfg.State, "network", "state"),
+		LastingDir: filepath.Join(cfg.Root, "network"), Log: n.log,
 	})
 	if err != nil {
 		return nil, err

@@ -82,3 +82,21 @@ func (h *Host) RemoveTable() error { return h.nat.Remove() }
 
 // Ports gives the table of host ports.
 func (h *Host) Ports() *nat.Table { return h.nat }
+
+// Outlives says that a reboot leaves something of what the built-in plugin does by that configuration: an address that a binary keeps, or
+// leases in a directory of the configuration's own.
+func Outlives(typ string, config []byte) bool {
+	switch typ {
+	case "bridge":
+		conf, err := parseBridge(&Call{Config: config})
+		if err != nil || conf.ipam.Type == "" {
+			return err != nil
+		}
+		l, err := parseHostLocal(&conf.header, "")
+		return !conf.ownIPAM() || err != nil || l.DataDir != ""
+	case "vxlan":
+		conf, err := parseVXLAN(&Call{Config: config})
+		return err != nil || conf.DataDir != ""
+	}
+	return false
+}
