@@ -110,6 +110,9 @@ func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 			flags = unix.AT_RECURSIVE
 		}
 		err = setattr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, flags)
+		if mt.GetRecursiveReadOnly() {
+			err = errs.As(crierrors.ErrRROUnsupported, err)
+		}
 	}
 	if err == nil {
 		err = setOptions(f, mt.GetMountOptions())

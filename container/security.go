@@ -3,10 +3,12 @@
 package container
 
 import (
+	"bufio"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -47,10 +49,60 @@ func (m *Manager) checkSecurity(cfg *cri.ContainerConfig) error {
 	if _, err := m.filter(sc, granted); err != nil {
 		return err
 	}
-	if p := sc.GetApparmor(); p != nil && p.GetProfileType() == cri.SecurityProfile_Localhost {
-		return errs.Newf(errs.Unsupported, "apparmor: this kernel has no AppArmor")
+	return m.checkLabels(cfg)
+}
+
+// checkLabels refuses labels that would have no effect. An SELinux label on a kernel without SELinux is not refused: it guards
+// nothing there, and pods are written for any kernel.
+func (m *Manager) checkLabels(cfg *cri.ContainerConfig) error {
+	sc := security(cfg)
+	if name := appArmor(sc); name != "" {
+		if !m.o.Facts.AppArmor {
+			return errs.Newf(errs.Unsupported, "apparmor: this kernel has no AppArmor")
+		}
+		if err := profileLoaded(name); err != nil {
+			return fmt.Errorf("apparmor.localhost_ref: %w", err)
+		}
+	}
+	if !m.o.Facts.SELinux {
+		return nil
+	}
+	if o := sc.GetSelinuxOptions(); o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != "" {
+		return errs.Newf(errs.Unsupported, "selinux_options: this runtime sets no SELinux labels")
+	}
+	for i, mt := range cfg.GetMounts() {
+		if mt.GetSelinuxRelabel() {
+			return errs.Newf(errs.Unsupported, "mounts[%d].selinux_relabel: this runtime sets no SELinux labels", i)
+		}
 	}
 	return nil
+}
+
+// appArmor is the profile that the request names, or none. RuntimeDefault names none: this runtime loads no profiles.
+func appArmor(sc *cri.LinuxContainerSecurityContext) string {
+	if p := sc.GetApparmor(); p.GetProfileType() == cri.SecurityProfile_Localhost {
+		return p.GetLocalhostRef()
+	}
+	return ""
+}
+
+// profileLoaded looks a profile up in the kernel's list: "name (enforce)".
+func profileLoaded(name string) error {
+	f, err := os.Open("/sys/kernel/security/apparmor/profiles")
+	if err != nil {
+		return errs.As(errs.Unsupported, err)
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if loaded, _, _ := strings.Cut(s.Text(), " ("); loaded == name {
+			return nil
+		}
+	}
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return errs.Newf(errs.Invalid, "the kernel has no profile %q loaded", name)
 }
 
 // filter gives the compiled seccomp filter that the request asks for; nil is unconfined, which privileged containers always are.

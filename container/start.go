@@ -193,6 +193,7 @@ func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.
 			Args: r.Process.Args, Env: r.Process.Env, Cwd: r.Process.Cwd,
 			UID: r.Process.UID, GID: r.Process.GID, Groups: r.Process.Groups, IDBase: ids.Host,
 			Caps: caps, Ambient: ambient, NoNewPrivileges: sc.GetNoNewPrivs() && !sc.GetPrivileged(),
+			AppArmor:    appArmor(sc),
 			OOMScoreAdj: int(r.Resources.GetOomScoreAdj()),
 			Rlimits:     rlimits,
 			TTY:         cfg.GetTty(), Stdin: cfg.GetStdin() && !cfg.GetTty(), Stdout: !cfg.GetTty(), Stderr: !cfg.GetTty(),

@@ -17,6 +17,8 @@ type Facts struct {
 	// ProcPIDNS says that proc can be mounted for any pid namespace ("pidns=", Linux 6.17). Before, it is that of the process which
 	// mounts: setns does not count.
 	ProcPIDNS bool
+	// AppArmor and SELinux say that the kernel enforces such labels.
+	AppArmor, SELinux bool
 	// CgroupVersion is 1 or 2.
 	CgroupVersion int
 	// Hierarchies are the cgroup v1 hierarchies, in the order in which the host has them.
@@ -37,7 +39,7 @@ type Hierarchy struct {
 func FromKernel(k kernel.Facts) Facts {
 	f := Facts{
 		Caps: CapSet(k.Caps), LastCap: k.LastCap, OOMScoreAdjMin: k.OOMScoreAdjMin, Rlimits: k.Rlimits,
-		ProcPIDNS: k.Features.ProcPIDNS, CgroupVersion: k.CgroupVersion,
+		ProcPIDNS: k.Features.ProcPIDNS, AppArmor: k.AppArmor, SELinux: k.SELinux, CgroupVersion: k.CgroupVersion,
 	}
 	for _, h := range k.Hierarchies {
 		f.Hierarchies = append(f.Hierarchies, Hierarchy(h))

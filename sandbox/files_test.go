@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"path/filepath"
@@ -84,12 +85,39 @@ func TestNamespaceDefaults(t *testing.T) {
 }
 
 func TestSum(t *testing.T) {
-	a, b := &cri.LinuxContainerResources{CpuShares: 100, MemoryLimitInBytes: 10, CpuQuota: 5}, &cri.LinuxContainerResources{CpuShares: 200, CpuQuota: -1, MemoryLimitInBytes: 20}
-	got := sum(a, b)
-	if got.CpuShares != 300 || got.CpuQuota != -1 || got.MemoryLimitInBytes != 30 || b.CpuShares != 200 {
-		t.Errorf("%v (resources now %v)", got, b)
+	overhead := &cri.LinuxContainerResources{
+		CpuShares: 100, CpuQuota: 5000, CpuPeriod: 50000, MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 11, CpusetCpus: "0",
+		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 1}, {PageSize: "1GB", Limit: 2}}, Unified: map[string]string{"memory.high": "7"},
 	}
-	if sum(nil, b) != b || sum(a, nil) != a || sum(nil, nil) != nil {
-		t.Error("one of them alone")
+	resources := &cri.LinuxContainerResources{
+		CpuShares: 200, CpuQuota: 20000, MemoryLimitInBytes: 20, MemorySwapLimitInBytes: 30, CpusetMems: "0",
+		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4}}, Unified: map[string]string{"pids.max": "9"},
+	}
+	before := proto.CloneOf(resources)
+	want := &cri.LinuxContainerResources{
+		CpuShares: 300, CpuQuota: 30000, MemoryLimitInBytes: 30, MemorySwapLimitInBytes: 41, CpusetCpus: "0", CpusetMems: "0",
+		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB", Limit: 2}}, Unified: map[string]string{"memory.high": "7", "pids.max": "9"},
+	}
+	if got, err := sum(overhead, resources); err != nil || !proto.Equal(got, want) {
+		t.Errorf("sum %v, %v; want %v", got, err, want)
+	}
+	if !proto.Equal(resources, before) {
+		t.Errorf("resources are %v now", resources)
+	}
+	unlimited := &cri.LinuxContainerResources{CpuQuota: -1}
+	if got, err := sum(overhead, unlimited); err != nil || got.CpuQuota != -1 || got.MemoryLimitInBytes != 0 {
+		t.Errorf("containers without limits: %v, %v", got, err)
+	}
+	for _, alone := range [][2]*cri.LinuxContainerResources{{nil, resources}, {overhead, nil}, {nil, nil}} {
+		if got, err := sum(alone[0], alone[1]); err != nil || got != cmp.Or(alone[0], alone[1]) {
+			t.Errorf("one of them alone: %v, %v", got, err)
+		}
+	}
+	for field, other := range map[string]*cri.LinuxContainerResources{
+		"overhead.cpuset_cpus": {CpusetCpus: "1"}, `overhead.unified["memory.high"]`: {Unified: map[string]string{"memory.high": "8"}},
+	} {
+		if _, err := sum(overhead, other); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), field) {
+			t.Errorf("contradiction: %v; want Invalid naming %s", err, field)
+		}
 	}
 }

@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -30,6 +31,8 @@ type stored struct {
 	NetNS     string    `json:"netns,omitempty"`
 	InitPID   int       `json:"init_pid,omitempty"`
 	Network   bool      `json:"network,omitempty"`
+	Overhead  []byte    `json:"overhead,omitempty"`  // protobuf
+	Resources []byte    `json:"resources,omitempty"` // protobuf
 }
 
 func (r *record) public() Sandbox { return r.Sandbox }
@@ -42,14 +45,22 @@ func (r *record) with(change func(*record)) *record {
 }
 
 func (r *record) encode() ([]byte, error) {
-	cfg, err := proto.Marshal(r.Config)
-	if err != nil {
+	s := stored{
+		ID: r.ID, State: r.State, Handler: r.Handler, CreatedAt: r.CreatedAt, IPs: r.IPs, Cgroup: r.Cgroup,
+		NetNS: r.NetNS, InitPID: r.InitPID, Network: r.network,
+	}
+	var errConfig, errOverhead, errResources error
+	s.Config, errConfig = proto.Marshal(r.Config)
+	if r.Overhead != nil {
+		s.Overhead, errOverhead = proto.Marshal(r.Overhead)
+	}
+	if r.Resources != nil {
+		s.Resources, errResources = proto.Marshal(r.Resources)
+	}
+	if err := errors.Join(errConfig, errOverhead, errResources); err != nil {
 		return nil, fmt.Errorf("encode pod %s: %w", r.ID, err)
 	}
-	return json.Marshal(stored{
-		ID: r.ID, State: r.State, Config: cfg, Handler: r.Handler, CreatedAt: r.CreatedAt, IPs: r.IPs, Cgroup: r.Cgroup,
-		NetNS: r.NetNS, InitPID: r.InitPID, Network: r.network,
-	})
+	return json.Marshal(s)
 }
 
 func decodeRecord(b []byte) (*record, error) {
@@ -58,16 +69,27 @@ func decodeRecord(b []byte) (*record, error) {
 		return nil, fmt.Errorf("decode pod record: %w", err)
 	}
 	cfg := &cri.PodSandboxConfig{}
-	if err := proto.Unmarshal(s.Config, cfg); err != nil {
+	errConfig := proto.Unmarshal(s.Config, cfg)
+	overhead, errOverhead := decodeResources(s.Overhead)
+	resources, errResources := decodeResources(s.Resources)
+	if err := errors.Join(errConfig, errOverhead, errResources); err != nil {
 		return nil, fmt.Errorf("decode pod record %s: %w", s.ID, err)
 	}
 	return &record{
 		Sandbox: Sandbox{
 			ID: s.ID, State: s.State, Config: cfg, Handler: s.Handler, CreatedAt: s.CreatedAt, IPs: s.IPs, Cgroup: s.Cgroup,
-			NetNS: s.NetNS, InitPID: s.InitPID,
+			NetNS: s.NetNS, InitPID: s.InitPID, Overhead: overhead, Resources: resources,
 		},
 		network: s.Network,
 	}, nil
+}
+
+func decodeResources(b []byte) (*cri.LinuxContainerResources, error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	r := &cri.LinuxContainerResources{}
+	return r, proto.Unmarshal(b, r)
 }
 
 // The namespaces a pod shares with the host.

@@ -32,7 +32,7 @@ const teardownLimit = 2 * time.Minute
 func (m *Manager) Run(ctx context.Context, cfg *cri.PodSandboxConfig, handler string) (ID, error) {
 	key := nameKey(cfg.GetMetadata())
 	id, err := m.runs.Do(ctx, key, func(ctx context.Context) (ID, error) {
-		if id, err := m.existing(key, cfg); id != "" || err != nil {
+		if id, err := m.existing(key, cfg, handler); id != "" || err != nil {
 			return id, err
 		}
 		return m.run(ctx, cfg, handler)
@@ -40,11 +40,11 @@ func (m *Manager) Run(ctx context.Context, cfg *cri.PodSandboxConfig, handler st
 	if err != nil {
 		return "", err
 	}
-	return m.existingOr(id, key, cfg)
+	return m.existingOr(id, key, cfg, handler)
 }
 
 // existing looks for a pod of that name: "" and no error when there is none.
-func (m *Manager) existing(key string, cfg *cri.PodSandboxConfig) (ID, error) {
+func (m *Manager) existing(key string, cfg *cri.PodSandboxConfig, handler string) (ID, error) {
 	m.mu.Lock()
 	r := m.boxes[m.names[key]]
 	m.mu.Unlock()
@@ -54,15 +54,19 @@ func (m *Manager) existing(key string, cfg *cri.PodSandboxConfig) (ID, error) {
 	case r.State != Ready:
 		return "", errs.Newf(errs.AlreadyExists, "run pod %s: the same pod exists, %s, as %s: remove it first", cfg.GetMetadata().GetName(), r.State, r.ID)
 	}
-	if field := protodiff.First(r.Config, cfg); field != "" {
+	field := protodiff.First(r.Config, cfg)
+	if r.Handler != handler {
+		field = "runtime_handler"
+	}
+	if field != "" {
 		return "", errs.Newf(errs.AlreadyExists, "run pod %s: it exists as %s with another %s", cfg.GetMetadata().GetName(), r.ID, field)
 	}
 	return r.ID, nil
 }
 
 // existingOr checks a result that may be that of another call against this call's configuration.
-func (m *Manager) existingOr(id ID, key string, cfg *cri.PodSandboxConfig) (ID, error) {
-	found, err := m.existing(key, cfg)
+func (m *Manager) existingOr(id ID, key string, cfg *cri.PodSandboxConfig, handler string) (ID, error) {
+	found, err := m.existing(key, cfg, handler)
 	if err != nil {
 		return "", err
 	}
@@ -94,6 +98,7 @@ func (m *Manager) run(ctx context.Context, cfg *cri.PodSandboxConfig, handler st
 	}
 	r := &record{Sandbox: Sandbox{
 		ID: id, State: Creating, Config: cfg, Handler: handler, CreatedAt: time.Now(), Cgroup: cg,
+		Overhead: cfg.GetLinux().GetOverhead(), Resources: cfg.GetLinux().GetResources(),
 	}}
 	ctx, end := m.underWay.Begin(ctx, progress.Operation{Sandbox: string(id), Name: "run"})
 	defer end()
@@ -136,6 +141,12 @@ func (m *Manager) abandon(ctx context.Context, r *record, cause error) error {
 func (m *Manager) check(cfg *cri.PodSandboxConfig) error {
 	if err := m.checkUsers(cfg); err != nil {
 		return fmt.Errorf("run pod: %w", err)
+	}
+	if o := cfg.GetLinux().GetSecurityContext().GetSelinuxOptions(); m.o.Facts.SELinux && o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != "" {
+		return errs.Newf(errs.Unsupported, "run pod: linux.security_context.selinux_options: this runtime sets no SELinux labels")
+	}
+	if _, err := sum(cfg.GetLinux().GetOverhead(), cfg.GetLinux().GetResources()); err != nil {
+		return fmt.Errorf("run pod: linux.%w", err)
 	}
 	for name, value := range cfg.GetLinux().GetSysctls() {
 		if err := launch.ValidSysctl(name, value, hostNetwork(cfg), hostIPC(cfg)); err != nil {
@@ -193,7 +204,10 @@ func (m *Manager) build(ctx context.Context, r *record) (*record, error) {
 
 // makeCgroup makes the pod's cgroup if kubelet has not: its own, with its limits, is left as it is.
 func (m *Manager) makeCgroup(ctx context.Context, r *record) error {
-	res := sum(r.Config.GetLinux().GetOverhead(), r.Config.GetLinux().GetResources())
+	res, err := sum(r.Overhead, r.Resources)
+	if err != nil {
+		return err
+	}
 	if _, _, err := m.o.Cgroups.CreatePod(ctx, r.Cgroup, Resources(res)); err != nil {
 		return fmt.Errorf("make pod cgroup: %w", err)
 	}

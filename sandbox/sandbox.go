@@ -41,6 +41,8 @@ type Sandbox struct {
 	Cgroup string
 	// NetNS is the path of the pinned network namespace; empty with host networking.
 	NetNS string
+	// Overhead and Resources are the pod's own and the sum of its containers', as they are in force.
+	Overhead, Resources *cri.LinuxContainerResources
 	// InitPID is the pid of the tiny init of a pod with a shared pid namespace, else 0.
 	InitPID int
 }

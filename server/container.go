@@ -119,6 +119,7 @@ func (s containers) UpdateContainerResources(ctx context.Context, r *cri.UpdateC
 		f.bad("linux", "is missing")
 	}
 	f.resources("linux", r.GetLinux())
+	f.absent("annotations", len(r.GetAnnotations()) > 0, "none has a meaning here")
 	if f.err != nil {
 		return nil, f.err
 	}

@@ -44,6 +44,9 @@ func (s *images) StreamImages(r *cri.StreamImagesRequest, to grpc.ServerStreamin
 }
 
 func (s *images) list(f *cri.ImageFilter) ([]*cri.Image, error) {
+	if err := s.o.validateHandler("filter.image.runtime_handler", f.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	if ref := f.GetImage().GetImage(); ref != "" {
 		image, err := s.o.Images.Resolve(ref)
 		if err != nil {

@@ -117,8 +117,8 @@ func (s pods) UpdatePodSandboxResources(ctx context.Context, r *cri.UpdatePodSan
 		return nil, err
 	}
 	var f fields
-	f.resources("overhead", r.GetOverhead())
-	f.resources("resources", r.GetResources())
+	f.podResources("overhead", r.GetOverhead())
+	f.podResources("resources", r.GetResources())
 	if f.err != nil {
 		return nil, f.err
 	}

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/errs"
@@ -229,9 +230,10 @@ func (f *fields) profile(field string, p *cri.SecurityProfile, isPath bool) {
 	}
 }
 
-// deprecated puts a profile in the form that CRI had before SecurityProfile into its place, unless that is taken.
+// deprecated puts a profile in the form that CRI had before SecurityProfile into its place. Callers that set both must mean
+// the same.
 func (f *fields) deprecated(field, old string, profile **cri.SecurityProfile) {
-	if old == "" || *profile != nil {
+	if old == "" {
 		return
 	}
 	p := &cri.SecurityProfile{}
@@ -243,6 +245,9 @@ func (f *fields) deprecated(field, old string, profile **cri.SecurityProfile) {
 		p.ProfileType = cri.SecurityProfile_Unconfined
 	default:
 		f.bad(field, "%q is none of runtime/default, unconfined and localhost/…", old)
+	}
+	if *profile != nil && !proto.Equal(*profile, p) {
+		f.bad(field, "%q, but the field in its place says %s %s", old, (*profile).GetProfileType(), (*profile).GetLocalhostRef())
 	}
 	*profile = p
 }

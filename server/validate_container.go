@@ -203,13 +203,43 @@ func (o *Options) validateInPod(r *cri.CreateContainerRequest, pod sandbox.Sandb
 		for _, m := range []struct {
 			name      string
 			want, has cri.NamespaceMode
-		}{{"network", n.GetNetwork(), have.GetNetwork()}, {"ipc", n.GetIpc(), have.GetIpc()}} {
+		}{{"network", n.GetNetwork(), have.GetNetwork()}, {"pid", n.GetPid(), have.GetPid()}, {"ipc", n.GetIpc(), have.GetIpc()}} {
 			if m.want == cri.NamespaceMode_NODE && m.has != m.want {
 				f.bad(at+".namespace_options."+m.name, "is NODE, but the pod sandbox's is %s", m.has)
 			}
 		}
 		if n.GetPid() == cri.NamespaceMode_TARGET {
 			o.target(&f, at+".namespace_options.target_id", n.GetTargetId(), pod.ID)
+		}
+	}
+	o.imageHandlers(&f, r.GetConfig())
+	if f.err != nil {
+		return f.err
+	}
+	return samePod(r.GetSandboxConfig().GetMetadata(), pod.Config.GetMetadata())
+}
+
+// imageHandlers checks which runtime handlers the images are said to be for.
+func (o *Options) imageHandlers(f *fields, c *cri.ContainerConfig) {
+	check := func(field, name string) {
+		if err := o.validateHandler(f.full(field), name); err != nil && f.err == nil {
+			f.err = err
+		}
+	}
+	check("image.runtime_handler", c.GetImage().GetRuntimeHandler())
+	for i, m := range c.GetMounts() {
+		check(fmt.Sprintf("mounts[%d].image.runtime_handler", i), m.GetImage().GetRuntimeHandler())
+	}
+}
+
+// samePod refuses a sandbox_config that is another pod's than that of pod_sandbox_id. What it leaves out is not compared.
+func samePod(said, is *cri.PodSandboxMetadata) error {
+	f := fields{under: "sandbox_config.metadata"}
+	for _, p := range []struct{ field, said, is string }{
+		{"name", said.GetName(), is.GetName()}, {"uid", said.GetUid(), is.GetUid()}, {"namespace", said.GetNamespace(), is.GetNamespace()},
+	} {
+		if p.said != "" && p.said != p.is {
+			f.bad(p.field, "%q, but the pod sandbox's is %q", p.said, p.is)
 		}
 	}
 	return f.err

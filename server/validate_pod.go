@@ -96,8 +96,8 @@ func (f *fields) podLinux(l *cri.LinuxPodSandboxConfig) {
 		f.text(field+".cgroup_parent", p)
 		f.noDots(field+".cgroup_parent", p)
 	}
-	f.resources(field+".overhead", l.GetOverhead())
-	f.resources(field+".resources", l.GetResources())
+	f.podResources(field+".overhead", l.GetOverhead())
+	f.podResources(field+".resources", l.GetResources())
 	sc, at := l.GetSecurityContext(), field+".security_context"
 	f.podNamespaces(at+".namespace_options", sc.GetNamespaceOptions())
 	f.user(at, sc.GetRunAsUser(), sc.GetRunAsGroup(), false, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())

@@ -55,6 +55,12 @@ func (f *fields) resources(field string, r *cri.LinuxContainerResources) {
 	}
 }
 
+// podResources are those of a pod's cgroup.
+func (f *fields) podResources(field string, r *cri.LinuxContainerResources) {
+	f.resources(field, r)
+	f.absent(field+".oom_score_adj", r.GetOomScoreAdj() != 0, "a pod has no process of its own")
+}
+
 func (f *fields) memory(field string, r *cri.LinuxContainerResources) {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	if limit < -1 {

@@ -166,7 +166,7 @@ func TestRunPodSandboxAccepts(t *testing.T) {
 	sc.SeccompProfilePath = "localhost//etc/seccomp.json" //nolint:staticcheck // still sent by old callers
 	sc.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Uids: []*cri.IDMapping{{HostId: 65536, Length: 65536}}, Gids: []*cri.IDMapping{{HostId: 65536, Length: 65536}}}
 	c.Linux.Resources = &cri.LinuxContainerResources{
-		CpuPeriod: 100000, CpuQuota: -1, MemoryLimitInBytes: 1 << 30, MemorySwapLimitInBytes: 1 << 30, CpusetCpus: "0,2-3", OomScoreAdj: -1000,
+		CpuPeriod: 100000, CpuQuota: -1, MemoryLimitInBytes: 1 << 30, MemorySwapLimitInBytes: 1 << 30, CpusetCpus: "0,2-3",
 		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}, Unified: map[string]string{"memory.high": "max", "hugetlb.2MB.max": "1", "io.weight": "default 100"},
 	}
 	r, err := s.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: c})
