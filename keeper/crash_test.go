@@ -4,6 +4,7 @@ package keeper_test
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -271,6 +272,44 @@ func TestExitWhileYoungerIsDead(t *testing.T) {
 		if e := p.exit(id); e.Status != 9<<8 {
 			t.Errorf("%s: %+v", id, e)
 		}
+		p.forget(id)
+	}
+}
+
+// A container writes its last and ends while no younger is there to see it.
+func TestOutputWhileYoungerIsDead(t *testing.T) {
+	p := newPair(t)
+	const first, all = 1000, 1700 // what comes late fits in a pipe
+	for i := range 20 {
+		id := fmt.Sprint("c", i)
+		log := filepath.Join(t.TempDir(), "log")
+		s := p.container(id, log, "late", fmt.Sprint(first), fmt.Sprint(all))
+		s.StdinOnce = true
+		pr := p.spawn(s)
+		in, err := p.c.Attach(timeout(t), id, true, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the first lines", func() bool {
+			b, _ := os.ReadFile(log)
+			return bytes.Count(b, []byte("\n")) == first
+		})
+		_, y := p.settled(0, 0)
+		if err := syscall.Kill(y, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		ended := []unix.PollFd{{Fd: int32(pr.PIDFD.Fd()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(ended, 10_000); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(y, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if e := p.exit(id); e.Status != 0 {
+			t.Errorf("%s: %+v", id, e)
+		}
+		checkLines(t, log, all)
 		p.forget(id)
 	}
 }

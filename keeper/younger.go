@@ -130,14 +130,14 @@ func (y *younger) adoptLocked(r *record) {
 		}
 		go p.launch.follow()
 	}
+	if r.Flags&proto.KeepLaunched != 0 {
+		p.openStreams() // before anything else wakes the worker, to which the streams belong from then on
+		p.kick(doRedo | doStdout | doStderr)
+	}
 	if p.slot.exited.Load() != 0 {
 		y.exitedLocked(p)
 	} else {
 		y.watchLocked(p)
-	}
-	if r.Flags&proto.KeepLaunched != 0 {
-		p.openStreams()
-		p.kick(doRedo | doStdout | doStderr)
 	}
 }
 

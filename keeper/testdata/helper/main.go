@@ -32,6 +32,18 @@ func main() {
 			}
 		}
 		w.Flush()
+	case "late": // lines up to N, and when stdin ends the rest up to M
+		var buf []byte
+		for i := range num(1) {
+			buf = line(buf, i)
+		}
+		os.Stdout.Write(buf)
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		buf = buf[:0]
+		for i := num(1); i < num(2); i++ {
+			buf = line(buf, i)
+		}
+		os.Stdout.Write(buf)
 	case "flood": // the same lines again and again, N blocks of 64 KiB
 		var block []byte
 		for i := 0; len(block) < 64<<10-160; i++ {
