@@ -131,6 +131,16 @@ func findBinary(typ string, dirs []string) (string, error) {
 	return "", errs.Newf(errs.NotFound, "no plugin %q in %s", typ, strings.Join(dirs, ", "))
 }
 
+// isSelf says that a plugin's file is a link to this program.
+func isSelf(path string) bool {
+	self, err := os.Executable()
+	if err != nil {
+		return false
+	}
+	to, err := filepath.EvalSymlinks(path)
+	return err == nil && to == self
+}
+
 // runner runs plugins that are binaries.
 type runner struct {
 	dirs    []string

@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -77,6 +78,65 @@ func TestOthersTablesAreNotTouched(t *testing.T) {
 		t.Errorf("findings %q, %v; want %q", got, err, want)
 	}
 	remove()
+}
+
+// Once the remedy is applied, with whatever tool, nothing is found any more; and the remedy is right.
+func TestRemedyOfForeignDrops(t *testing.T) {
+	n := open(t, nil)
+	dual(t, n)
+	run := func(t *testing.T, command string) {
+		t.Helper()
+		if _, err := exec.LookPath(strings.Fields(command)[0]); err != nil {
+			t.Skip("needs nft and iptables (hack/deps)")
+		}
+		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", command, err, out)
+		}
+	}
+	t.Cleanup(func() { run(t, "nft flush ruleset") })
+	w := world(t, 1)
+	serve(t, w, "[::]:80")
+	p := testpod.New(t, 1)
+	attach(t, n, podOf(p))
+	for name, c := range map[string]struct {
+		drop string
+		most int // commands
+	}{
+		"nft":                {"nft 'table inet fw { chain forward_all { type filter hook forward priority 0; policy drop; }; }'", 4},
+		"iptables":           {"iptables -P FORWARD DROP", 2},
+		"ip6tables":          {"ip6tables -P FORWARD DROP", 2},
+		"one way":            {"iptables -P FORWARD DROP; iptables -A FORWARD -d 10.0.0.0/8 -j ACCEPT", 1},
+		"in another chain":   {"iptables -P FORWARD DROP; iptables -N USER; iptables -A FORWARD -j USER; iptables -A USER -s 10.88.0.0/16 -j ACCEPT", 1},
+		"part of the subnet": {"iptables -P FORWARD DROP; iptables -A FORWARD -d 10.88.0.0/24 -j ACCEPT; iptables -A FORWARD -d 10.88.0.0/16 -p udp -j ACCEPT", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, "nft delete table inet fw 2>/dev/null; iptables -F; iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT")
+			run(t, c.drop)
+			texts, err := n.Findings()
+			if err != nil || len(texts) == 0 {
+				t.Fatalf("findings %q, %v", texts, err)
+			}
+			commands := 0
+			for _, text := range texts {
+				_, remedy, _ := strings.Cut(text, "let it through: ")
+				for command := range strings.SplitSeq(remedy, " ; ") {
+					run(t, command)
+					commands++
+				}
+			}
+			if commands != c.most {
+				t.Errorf("%d commands; want %d: %q", commands, c.most, texts)
+			}
+			if again, err := n.Findings(); err != nil || len(again) != 0 {
+				t.Errorf("after the remedy %q, %v", again, err)
+			}
+			for _, to := range []string{"192.0.2.2:80", "[2001:db8::2]:80"} {
+				if _, err := ask(t, p, to); err != nil {
+					t.Errorf("pod to %s: %v", to, err)
+				}
+			}
+		})
+	}
 }
 
 // The number of rules is the same whatever there is of pods and ports.

@@ -75,7 +75,7 @@ func New(o Options) (*Network, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Network{opts: o, records: records{o.CacheDir, o.LastingDir}, cidrs: defaultCIDRs(), run: &runner{dirs: o.BinDirs, timeout: o.Timeout, env: []string{byDaemon + "=1"}, log: o.Log}}
+	n := &Network{opts: o, records: records{o.CacheDir, o.LastingDir}, cidrs: defaultCIDRs(), run: &runner{dirs: o.BinDirs, timeout: o.Timeout, env: []string{byDaemon + "=" + o.toPlugins()}, log: o.Log}}
 	if err := n.records.open(); err != nil {
 		return nil, err
 	}

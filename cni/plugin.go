@@ -22,9 +22,23 @@ import (
 	"crishim.dev/internal/errs"
 )
 
-// byDaemon is set in the environment of the plugins that the daemon runs. A plugin that runs one of ours passes it on; without it the
-// caller is another runtime, and what it gets is not ours to clear up.
+// byDaemon is set in the environment of the plugins that the daemon runs, to where the daemon's state is. A plugin that runs one of ours
+// passes it on; without it the caller is another runtime, and what it gets is not ours to clear up.
 const byDaemon = "SHIM_CNI"
+
+// toPlugins is the value of byDaemon; fromDaemon reads it and says whether it is set.
+func (o *Options) toPlugins() string {
+	return strings.Join([]string{o.StateDir, o.CacheDir, o.LastingDir}, string(filepath.ListSeparator))
+}
+
+func (o *Options) fromDaemon(value string) bool {
+	dirs := filepath.SplitList(value)
+	if len(dirs) != 3 {
+		return false
+	}
+	o.StateDir, o.CacheDir, o.LastingDir = dirs[0], dirs[1], dirs[2]
+	return true
+}
 
 // Types lists the plugins that are built in, and that Plugin can be.
 func Types() []string { return builtin.Types() }
@@ -39,7 +53,8 @@ func Plugin(o Options, typ string) int {
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	p := &plugin{opts: o, typ: typ}
+	p := &plugin{foreign: !o.fromDaemon(os.Getenv(byDaemon)), typ: typ}
+	p.opts = o
 	funcs := skel.CNIFuncs{Add: p.do("ADD"), Del: p.do("DEL"), Check: p.do("CHECK"), GC: p.do("GC"), Status: p.do("STATUS")}
 	about := "CNI plugin " + typ + " of shim"
 	if e := skel.PluginMainFuncsWithError(funcs, version.All, about); e != nil {
@@ -50,8 +65,9 @@ func Plugin(o Options, typ string) int {
 }
 
 type plugin struct {
-	opts Options
-	typ  string
+	opts    Options
+	foreign bool // the caller is another runtime
+	typ     string
 }
 
 func (p *plugin) do(verb string) func(*skel.CmdArgs) error {
@@ -73,7 +89,7 @@ func (p *plugin) do(verb string) func(*skel.CmdArgs) error {
 func (p *plugin) run(verb string, args *skel.CmdArgs) error {
 	var host *builtin.Host
 	host, err := builtin.Open(builtin.Options{
-		StateDir: p.opts.StateDir, Foreign: os.Getenv(byDaemon) == "", Log: p.opts.Log,
+		StateDir: p.opts.StateDir, Foreign: p.foreign, Log: p.opts.Log,
 		Live: func(id string) bool {
 			return records{p.opts.CacheDir, p.opts.LastingDir}.has(id) || host.HasLease(id)
 		},

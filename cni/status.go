@@ -103,6 +103,11 @@ func (n *Network) runBy(p *libcni.PluginConfig) (string, error) {
 		return runByUs, err
 	}
 	path, e := findBinary(p.Network.Type, n.opts.BinDirs)
+	if e == nil && isSelf(path) { // made by Install: it understands little more than we do
+		if e = builtin.UnderstandsInside(p.Network.Type, p.Bytes); e != nil {
+			return "", fmt.Errorf("plugin %s: %w, and %s is the same program", p.Network.Type, err, path)
+		}
+	}
 	if e == nil {
 		return path, nil
 	}
@@ -148,9 +153,9 @@ func (n *Network) Findings() ([]string, error) {
 	for _, p := range c.list.Plugins {
 		for _, s := range n.host.Subnets(p.Network.Type, p.Bytes) {
 			for _, d := range drops {
-				if d.Concerns(s) {
+				if remedy := d.Remedy(s); len(remedy) > 0 {
 					out = append(out, fmt.Sprintf("chain %s of nftables table %s %s drops what no rule of it accepts, pod traffic (%s) too; let it through: %s",
-						d.Chain, d.Family, d.Table, s, strings.Join(d.Remedy(s), " ; ")))
+						d.Chain, d.Family, d.Table, s, strings.Join(remedy, " ; ")))
 				}
 			}
 		}

@@ -213,6 +213,7 @@ func compare(t *testing.T, config string, args [][2]string, steps func(s *side))
 			steps(s)
 			s.leases(data)
 			logs[i] = s.log
+			n.binaries = false // for what cleans up
 			clearNode(t, n.opts)
 		})
 	}

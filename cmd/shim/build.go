@@ -192,6 +192,7 @@ func (n *node) services(b base, m *managers) error {
 	n.admin = server.AdminOptions{
 		Version: version, Sandboxes: m.sandboxes, Containers: m.containers, Importer: imageAdapter{b.images},
 		Planner: m.containers, Watcher: watcher{m.sandboxes, m.containers}, Log: n.log,
+		Checker: &checker{sandboxes: m.sandboxes, containers: m.containers, network: b.network, proc: "/proc"},
 	}
 	return nil
 }
@@ -210,11 +211,9 @@ func (n *node) run(work func(context.Context)) {
 
 func (n *node) network() (*cni.Network, error) {
 	cfg := n.cfg
-	network, err := cni.New(cni.Options{
-		ConfDir: cfg.Network.ConfDir, BinDirs: cfg.Network.BinDirs, Builtin: cfg.Network.Builtin,
-		CacheDir: filepath.Join(cfg.State, "network", "cache"), StateDir: filepath.Join(cfg.State, "network", "state"),
-		LastingDir: filepath.Join(cfg.Root, "network"), Log: n.log,
-	})
+	o := networkOptions(cfg)
+	o.Log = n.log
+	network, err := cni.New(o)
 	if err != nil {
 		return nil, err
 	}

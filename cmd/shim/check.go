@@ -23,7 +23,11 @@ import (
 type checker struct {
 	sandboxes  server.Sandboxes
 	containers server.Containers
-	network    server.Network
+	network    interface {
+		Status() error
+		// Findings tells what others on the host do to pod traffic.
+		Findings() ([]string, error)
+	}
 	// proc is /proc.
 	proc string
 }
@@ -38,12 +42,28 @@ func (c *checker) Check(context.Context) []server.Finding {
 		out = append(out, c.kernel(facts)...)
 	}
 	out = append(out, c.cgroups(facts)...)
-	if err := c.network.Status(); err != nil {
-		out = append(out, server.Finding{Level: server.Note, Subject: "network", Detail: err.Error()})
-	} else {
-		out = append(out, server.Finding{Subject: "network"})
-	}
+	out = append(out, c.traffic()...)
 	return append(out, c.store()...)
+}
+
+// traffic says whether pods can be attached, and what becomes of their packets.
+func (c *checker) traffic() []server.Finding {
+	const subject = "network"
+	if err := c.network.Status(); err != nil {
+		return []server.Finding{{Level: server.Note, Subject: subject, Detail: err.Error()}}
+	}
+	texts, err := c.network.Findings()
+	if err != nil {
+		return []server.Finding{{Level: server.Note, Subject: subject, Detail: err.Error()}}
+	}
+	if len(texts) == 0 {
+		return []server.Finding{{Subject: subject}}
+	}
+	var out []server.Finding
+	for _, text := range texts {
+		out = append(out, server.Finding{Level: server.Bad, Subject: subject, Detail: text})
+	}
+	return out
 }
 
 // need is one feature of the kernel: what is missing without it, and whether pods run at all then.

@@ -42,11 +42,13 @@ func (l listedContainers) Get(id string) (container.Container, error) {
 }
 
 type networkStatus struct {
-	server.Network
-	err error
+	err   error
+	drops []string
 }
 
 func (n networkStatus) Status() error { return n.err }
+
+func (n networkStatus) Findings() ([]string, error) { return n.drops, nil }
 
 func TestCheckStoreAgainstKernel(t *testing.T) {
 	proc := t.TempDir()
@@ -94,6 +96,17 @@ func TestCheckStoreAgainstKernel(t *testing.T) {
 		if f.Subject == "network" && (f.Level != server.Note || f.Detail != "no configuration") {
 			t.Errorf("network: %+v", f)
 		}
+	}
+}
+
+func TestCheckTellsOfDroppedTraffic(t *testing.T) {
+	c := &checker{network: networkStatus{drops: []string{"chain FORWARD drops"}}}
+	if f := c.traffic(); len(f) != 1 || f[0].Level != server.Bad || f[0].Detail != "chain FORWARD drops" {
+		t.Errorf("findings %+v", f)
+	}
+	c.network = networkStatus{}
+	if f := c.traffic(); len(f) != 1 || f[0].Level != server.OK {
+		t.Errorf("nothing is dropped: %+v", f)
 	}
 }
 

@@ -22,6 +22,9 @@ import (
 var version = "v0.0.0-dev"
 
 func main() {
+	if typ, ok := asPlugin(os.Args[0]); ok {
+		os.Exit(runPlugin(&flags{config: config.DefaultPath, set: func(string) bool { return false }}, typ))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
@@ -52,7 +55,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.keeper, "keeper", "", "the shim-keeper binary")
 	f.set = p.Changed
 	c.AddCommand(serveCommand(&f), configCommand(&f), versionCommand(&f), imageCommand(&f), psCommand(&f), inspectCommand(&f),
-		planCommand(&f), whyCommand(&f), checkCommand(&f))
+		planCommand(&f), whyCommand(&f), checkCommand(&f), cniCommand(&f))
 	return c
 }
 

@@ -65,9 +65,6 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	}
 	defer closing(&err, n)
 	n.cri.Info = func() map[string]string { return map[string]string{"config": printed(cfg)} }
-	if n.admin.Checker == nil {
-		n.admin.Checker = &checker{sandboxes: n.cri.Sandboxes, containers: n.cri.Containers, network: n.cri.Network, proc: "/proc"}
-	}
 	criServer, adminServer := server.New(n.cri), server.NewAdmin(n.admin)
 	failed := make(chan error, 2)
 	go func() { failed <- criServer.Serve(criSocket) }()

@@ -14,6 +14,7 @@ package builtin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -110,21 +111,22 @@ type Call struct {
 }
 
 type plugin struct {
-	// check parses the configuration and refuses what is not understood.
-	check func(config []byte) error
-	run   func(ctx context.Context, h *Host, c *Call) (types.Result, error)
+	// check parses the configuration and refuses what is not understood; inside, if set, does so for a process that can enter the pod.
+	check  func(config []byte) error
+	run    func(ctx context.Context, h *Host, c *Call) (types.Result, error)
+	inside func(config []byte) error
 }
 
 func plugins() map[string]plugin {
 	return map[string]plugin{
-		"loopback":   {checkLoopback, loopback},
-		"bridge":     {checkBridge, runBridge},
-		"host-local": {checkHostLocal, runHostLocal},
-		"portmap":    {checkPortmap, runPortmap},
-		"bandwidth":  {checkBandwidth, runBandwidth},
-		"tuning":     {checkTuning, runTuning},
-		"firewall":   {checkFirewall, runFirewall},
-		"vxlan":      {checkVXLAN, runVXLAN},
+		"loopback":   {check: checkLoopback, run: loopback},
+		"bridge":     {check: checkBridge, run: runBridge},
+		"host-local": {check: checkHostLocal, run: runHostLocal},
+		"portmap":    {check: checkPortmap, run: runPortmap},
+		"bandwidth":  {check: checkBandwidth, run: runBandwidth},
+		"tuning":     {check: checkTuning, run: runTuning, inside: checkTuningInside},
+		"firewall":   {check: checkFirewall, run: runFirewall},
+		"vxlan":      {check: checkVXLAN, run: runVXLAN},
 	}
 }
 
@@ -147,6 +149,15 @@ func Understands(typ string, config []byte) error {
 		return err
 	}
 	return p.check(config)
+}
+
+// UnderstandsInside is Understands for our plugin as a process of its own: unlike the daemon that one enters the pod's namespace.
+func UnderstandsInside(typ string, config []byte) error {
+	err := Understands(typ, config)
+	if p := plugins()[typ]; errors.Is(err, ErrNotUnderstood) && p.inside != nil {
+		return p.inside(config)
+	}
+	return err
 }
 
 // Do executes the built-in plugin. The result is nil for all but ADD. ErrNotUnderstood: nothing was done; run the binary of that name.

@@ -41,6 +41,11 @@ func checkTuning(config []byte) error {
 	return err
 }
 
+func checkTuningInside(config []byte) error {
+	_, err := parseTuning(&Call{Config: config})
+	return err
+}
+
 func parseTuning(c *Call) (*tuningConf, error) {
 	var conf tuningConf
 	if err := c.decode(&conf); err != nil {
