@@ -53,9 +53,16 @@ type Network struct {
 
 // Image is how images are fetched.
 type Image struct {
-	CertsDir  string `toml:"certs_dir" doc:"Mirrors and certificates of registries: HOST/hosts.toml, in containerd's format."`
-	Parallel  int    `toml:"parallel" doc:"Layers fetched and unpacked at the same time, over all pulls."`
-	MaxLayers int    `toml:"max_layers" doc:"Images with more layers are refused at pull; the kernel's overlay takes 500."`
+	CertsDir          string   `toml:"certs_dir" doc:"Mirrors and certificates of registries: HOST/hosts.toml, in containerd's format. It is read for each pull, as are the next two."`
+	AuthFile          string   `toml:"auth_file" doc:"Credentials for hosts to which those of the request may not go, or when it brings none: JSON as docker login writes it. Empty: none."`
+	PolicyFile        string   `toml:"policy_file" doc:"Which images may be pulled and whose signatures they need, in TOML. Empty: any, signed or not."`
+	MirrorsOnly       bool     `toml:"mirrors_only" doc:"Never ask a registry that has mirrors itself."`
+	MirrorCredentials bool     `toml:"mirror_credentials" doc:"Send a request's credentials to mirrors too. Otherwise only the registry itself gets them, and a host that they name."`
+	Parallel          int      `toml:"parallel" doc:"Layers fetched and unpacked at the same time, over all pulls."`
+	Bandwidth         int64    `toml:"bandwidth" doc:"Bytes a second that all pulls together fetch at most. 0: no limit."`
+	MinRate           int64    `toml:"min_rate" doc:"Bytes a second that a connection must bring, over the time of stall_time; if it brings less, another is tried."`
+	StallTime         Duration `toml:"stall_time" doc:"See min_rate."`
+	MaxLayers         int      `toml:"max_layers" doc:"Images with more layers are refused at pull; the kernel's overlay takes 500."`
 }
 
 // Streaming is the server behind the URLs that Exec, Attach and PortForward return.
@@ -113,7 +120,9 @@ func Default() Config {
 		Log:     Log{Level: "info", Format: "text"},
 		Cgroup:  Cgroup{Parent: "/shim"},
 		Network: Network{Subnet: "10.88.0.0/16", ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
-		Image:   Image{CertsDir: "/etc/shim/certs.d", Parallel: 4, MaxLayers: 500},
+		Image: Image{
+			CertsDir: "/etc/shim/certs.d", Parallel: 4, MinRate: 1024, StallTime: Duration(30 * time.Second), MaxLayers: 500,
+		},
 		Streaming: Streaming{
 			Address:         "127.0.0.1:0",
 			IdleTimeout:     Duration(4 * time.Hour),

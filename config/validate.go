@@ -38,6 +38,15 @@ func (c *Config) Validate() error {
 	if c.Image.Parallel < 1 {
 		bad("image.parallel", "%d is less than 1", c.Image.Parallel)
 	}
+	if c.Image.Bandwidth < 0 {
+		bad("image.bandwidth", "%d is less than 0", c.Image.Bandwidth)
+	}
+	if c.Image.MinRate < 1 {
+		bad("image.min_rate", "%d is less than 1", c.Image.MinRate)
+	}
+	if c.Image.StallTime <= 0 {
+		bad("image.stall_time", "must be longer than 0")
+	}
 	if c.Image.MaxLayers < 1 || c.Image.MaxLayers > 500 {
 		bad("image.max_layers", "%d is not within 1 to 500", c.Image.MaxLayers)
 	}
@@ -70,7 +79,8 @@ func (c *Config) validatePaths(bad func(key, format string, args ...any)) {
 	}{
 		{"socket", c.Socket, false}, {"admin_socket", c.AdminSocket, true}, {"root", c.Root, false}, {"state", c.State, false},
 		{"keeper", c.Keeper, true}, {"cgroup.parent", c.Cgroup.Parent, false}, {"network.conf_dir", c.Network.ConfDir, false},
-		{"image.certs_dir", c.Image.CertsDir, false}, {"streaming.tls_cert", c.Streaming.TLSCert, true}, {"streaming.tls_key", c.Streaming.TLSKey, true},
+		{"image.certs_dir", c.Image.CertsDir, false},
+		{"image.auth_file", c.Image.AuthFile, true}, {"image.policy_file", c.Image.PolicyFile, true}, {"streaming.tls_cert", c.Streaming.TLSCert, true}, {"streaming.tls_key", c.Streaming.TLSKey, true},
 	}
 	for _, p := range paths {
 		if p.value == "" && p.optional {

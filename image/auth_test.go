@@ -3,7 +3,10 @@
 package image_test
 
 import (
+	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -110,6 +113,81 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 	wantKind(t, err, errs.Unavailable)
 	if err != nil && strings.Contains(err.Error(), "signature") {
 		t.Errorf("a signed address in the error: %v", err)
+	}
+}
+
+// A refresh token travels in a body, which a redirect with 307 would take along.
+func TestRedirectTakesNoIdentityToken(t *testing.T) {
+	reg, other, n := registrytest.New(t), registrytest.New(t), open(t, t.TempDir(), nil)
+	reg.Users(map[string]string{"refresh": secret}, true)
+	reg.Push(t, "app", "v", simple(t, "x"))
+	reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/token" {
+			return false
+		}
+		http.Redirect(w, r, other.URL+"/token", http.StatusTemporaryRedirect)
+		return true
+	})
+	_, err := n.Pull(t.Context(), reg.Host+"/app:v", &image.Auth{IdentityToken: secret})
+	wantKind(t, err, errs.Unavailable, "redirect of a token request")
+	if got := other.Requests(""); len(got) != 0 || err != nil && strings.Contains(err.Error(), secret) {
+		t.Errorf("asked %v; %v", got, err)
+	}
+}
+
+// The request's credentials are for the registry: its mirrors get those of the configuration, or none, unless the configuration
+// says otherwise.
+func TestMirrorsGetTheirOwnCredentials(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(dir string, o *image.Options)
+		want   string // the user that the mirror sees
+	}{
+		"none":       {func(string, *image.Options) {}, ""},
+		"configured": {func(dir string, o *image.Options) { o.Registry.AuthFile = filepath.Join(dir, "auth.json") }, "mirror"},
+		"shared":     {func(_ string, o *image.Options) { o.Registry.MirrorCredentials = true }, "bob"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mirror, up, dir := registrytest.New(t), registrytest.New(t), t.TempDir()
+			up.Users(map[string]string{"bob": secret}, false)
+			mirror.Users(map[string]string{"mirror": "m", "bob": secret}, false)
+			mirror.Push(t, "app", "v", simple(t, "x"))
+			up.Push(t, "app", "v", simple(t, "x"))
+			hosts(t, dir, "reg.example", "server = \""+up.URL+"\"\n[host.\""+mirror.URL+"\"]\n")
+			if err := os.WriteFile(filepath.Join(dir, "auth.json"), []byte(`{"auths":{"`+mirror.Host+`":{"auth":"`+registrytest.Basic("mirror", "m")+`"}}}`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var mu sync.Mutex
+			var saw string
+			mirror.Hook(func(_ http.ResponseWriter, r *http.Request) bool {
+				if user, _, ok := r.BasicAuth(); ok {
+					mu.Lock()
+					defer mu.Unlock()
+					saw = user
+				}
+				return false
+			})
+			n := open(t, dir, func(o *image.Options) { tt.change(dir, o) })
+			n.pull(t, "reg.example/app:v", &image.Auth{Username: "bob", Password: secret})
+			if saw != tt.want || (len(up.Requests("/blobs/")) > 0) != (tt.want == "") {
+				t.Errorf("the mirror saw %q, want %q; the registry: %v", saw, tt.want, up.Requests(""))
+			}
+		})
+	}
+}
+
+// Nothing of a pull's credentials is logged, whatever the level.
+func TestLogsHaveNoCredentials(t *testing.T) {
+	reg, dir := registrytest.New(t), t.TempDir()
+	reg.Users(map[string]string{"bob": secret}, true)
+	reg.Push(t, "app", "v", simple(t, "x"))
+	var log strings.Builder
+	n := openLogging(t, dir, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), nil)
+	n.pull(t, reg.Host+"/app:v", &image.Auth{Username: "bob", Password: secret})
+	_, err := n.Pull(t.Context(), reg.Host+"/app:none", &image.Auth{Username: "bob", Password: secret})
+	wantKind(t, err, errs.NotFound)
+	n.close()
+	if text := log.String(); !strings.Contains(text, "Pulled image") || strings.Contains(text, "bob") || strings.Contains(text, secret) {
+		t.Errorf("logged %q", text)
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 
 	"crishim.dev/image/registry"
 	"crishim.dev/internal/errs"
-	"crishim.dev/snapshot"
 )
 
 const (
@@ -75,7 +74,7 @@ func isImageType(t string) bool {
 func isManifestType(t string) bool { return isIndexType(t) || isImageType(t) }
 
 // image checks that a manifest is one of a container image that can run here.
-func (d *document) image() error {
+func (d *document) image(maxLayers int) error {
 	if d.Config == nil {
 		return errs.Newf(errs.Invalid, "read manifest: it has no configuration")
 	}
@@ -91,8 +90,13 @@ func (d *document) image() error {
 	if d.Config.Size < 0 || d.Config.Size > maxConfig {
 		return errs.Newf(errs.Invalid, "read manifest: a configuration of %d bytes", d.Config.Size)
 	}
-	if len(d.Layers) > snapshot.MaxLayers {
-		return errs.Newf(errs.Invalid, "read manifest: %d layers; Linux stacks at most %d", len(d.Layers), snapshot.MaxLayers)
+	if len(d.Layers) > maxLayers {
+		return errs.Newf(errs.Invalid, "read manifest: %d layers; at most %d are allowed", len(d.Layers), maxLayers)
+	}
+	for _, l := range d.Layers {
+		if !isLayerType(l.MediaType) {
+			return errs.Newf(errs.Invalid, "read manifest: this is no container image: it has a layer of type %q", l.MediaType)
+		}
 	}
 	for i, l := range append([]v1.Descriptor{*d.Config}, d.Layers...) {
 		if !registry.ValidDigest(string(l.Digest)) || l.Size < 0 {
@@ -103,6 +107,12 @@ func (d *document) image() error {
 		}
 	}
 	return nil
+}
+
+// isLayerType says that a media type is one of a layer, however it is packed; that, its first bytes say better. Buildkit's
+// attestations, for one, call themselves images but have layers of other types.
+func isLayerType(t string) bool {
+	return t == "" || strings.HasPrefix(t, "application/vnd.oci.image.layer.") || strings.HasPrefix(t, "application/vnd.docker.image.rootfs.")
 }
 
 func descriptor(d v1.Descriptor) registry.Descriptor {
@@ -127,7 +137,7 @@ func choose(ctx context.Context, f fetcher, want v1.Platform, top registry.Descr
 		}
 		docs[at.Digest] = b
 		if len(d.Manifests) == 0 && !isIndexType(d.MediaType) && (d.MediaType != "" || !isIndexType(at.MediaType)) {
-			return d, at, d.image()
+			return d, at, nil
 		}
 		next, err := pick(d.Manifests, want)
 		if err != nil {
@@ -173,7 +183,13 @@ func pick(all []v1.Descriptor, want v1.Platform) (registry.Descriptor, error) {
 func match(have, want v1.Platform) int {
 	arch, variant := normalArch(have.Architecture, have.Variant)
 	wantArch, wantVariant := normalArch(want.Architecture, want.Variant)
-	if have.OS != want.OS || arch != wantArch {
+	if have.OS != want.OS {
+		return 0
+	}
+	if arch != wantArch {
+		if arch == "386" && wantArch == "amd64" {
+			return 5 // runs, when there is nothing better
+		}
 		return 0
 	}
 	score := 10

@@ -27,7 +27,7 @@ func FuzzManifest(f *testing.F) {
 		if m, err := pick(d.Manifests, v1.Platform{OS: "linux", Architecture: "arm64"}); err == nil && !registry.ValidDigest(m.Digest) {
 			t.Errorf("picked %+v", m)
 		}
-		if d.image() == nil && !registry.ValidDigest(string(d.Config.Digest)) {
+		if d.image(500) == nil && !registry.ValidDigest(string(d.Config.Digest)) {
 			t.Errorf("configuration %+v", d.Config)
 		}
 	})

@@ -29,17 +29,20 @@ type node struct {
 func options(dir string) image.Options {
 	return image.Options{
 		Dir:      filepath.Join(dir, "images"),
-		CertsDir: filepath.Join(dir, "certs.d"),
-		Registry: registry.Options{Backoff: time.Millisecond},
+		Registry: registry.Options{CertsDir: filepath.Join(dir, "certs.d"), Backoff: time.Millisecond},
 	}
 }
 
 func open(t testing.TB, dir string, change func(*image.Options)) *node {
 	t.Helper()
+	return openLogging(t, dir, slog.New(slog.DiscardHandler), change)
+}
+
+func openLogging(t testing.TB, dir string, log *slog.Logger, change func(*image.Options)) *node {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("unpacking layers needs root")
 	}
-	log := slog.New(slog.DiscardHandler)
 	snap, err := snapshot.Open(filepath.Join(dir, "snapshots"), log)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@
 package image_test
 
 import (
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -98,6 +99,57 @@ func TestGiveUp(t *testing.T) {
 	n.clean(t)
 }
 
+// What trickles is dropped, wherever it comes from: a manifest as well as a blob.
+func TestTrickle(t *testing.T) {
+	for _, part := range []string{"/manifests/", "/blobs/", "/token"} {
+		reg := registrytest.New(t)
+		reg.Users(map[string]string{"bob": secret}, true)
+		reg.Push(t, "app", "v", simple(t, "x"))
+		n := open(t, t.TempDir(), func(o *image.Options) {
+			o.Registry.StallTime, o.Registry.MinRate, o.Registry.Retries = 50*time.Millisecond, 1<<20, 1
+		})
+		reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodHead || !strings.Contains(r.URL.Path, part) || part != "/token" && r.Header.Get("Authorization") == "" {
+				return false
+			}
+			w.Header().Set("Content-Length", "1000000")
+			tick := time.NewTicker(5 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				if _, err := w.Write([]byte(" ")); err != nil {
+					return true
+				}
+				w.(http.Flusher).Flush()
+				select {
+				case <-tick.C:
+				case <-r.Context().Done():
+					return true
+				}
+			}
+		})
+		_, err := n.Pull(t.Context(), reg.Host+"/app:v", &image.Auth{Username: "bob", Password: secret})
+		wantKind(t, err, errs.Unavailable, "too slow")
+		n.clean(t)
+	}
+}
+
+// The bandwidth limit counts for all layers together.
+func TestBandwidth(t *testing.T) {
+	reg := registrytest.New(t)
+	body := make([]byte, 300_000)
+	_, _ = rand.Read(body)
+	img := registrytest.NewImage(t, [][]byte{
+		registrytest.Tar(t, registrytest.File("a", string(body[:150_000]))), registrytest.Tar(t, registrytest.File("b", string(body[150_000:]))),
+	}, nil, nil)
+	reg.Push(t, "app", "v", img)
+	n := open(t, t.TempDir(), func(o *image.Options) { o.Registry.Rate = 1_000_000 })
+	start := time.Now()
+	n.pull(t, reg.Host+"/app:v", nil)
+	if took := time.Since(start); took < 300*time.Millisecond {
+		t.Errorf("300000 bytes at 1000000 a second took %s", took)
+	}
+}
+
 // A registry that is busy is asked again.
 func TestBusy(t *testing.T) {
 	reg, n := registrytest.New(t), open(t, t.TempDir(), nil)
@@ -131,7 +183,7 @@ func TestMirrors(t *testing.T) {
 		t.Error("the server was not asked")
 	}
 	strict := open(t, filepath.Join(t.TempDir(), "strict"), func(o *image.Options) {
-		o.CertsDir, o.Registry.NoFallback = filepath.Join(dir, "certs.d"), true
+		o.Registry.CertsDir, o.Registry.MirrorsOnly = filepath.Join(dir, "certs.d"), true
 	})
 	_, err := strict.Pull(t.Context(), "reg.example/app:only", nil)
 	wantKind(t, err, errs.NotFound)
@@ -168,8 +220,13 @@ func TestTLS(t *testing.T) {
 		"no client certificate": {ca, false},
 		"both":                  {ca + client, true},
 		"skip_verify":           {"skip_verify = true\n" + client, true},
+		// containerd's own example: http in the URL, and settings of TLS.
+		"http, but TLS settings": {"skip_verify = true\n" + client + "server = \"http://" + reg.Host + "\"\n", true},
 	} {
-		hosts(t, dir, reg.Host, "server = \""+reg.URL+"\"\n"+tt.toml)
+		if !strings.Contains(tt.toml, "server") {
+			tt.toml += "server = \"" + reg.URL + "\"\n"
+		}
+		hosts(t, dir, reg.Host, tt.toml)
 		i, err := n.Pull(t.Context(), reg.Host+"/app:v", nil)
 		if tt.ok != (err == nil) || err != nil && !errors.Is(err, errs.Unavailable) {
 			t.Errorf("%s: %v", name, err)

@@ -171,6 +171,9 @@ func (s *Store) ingest(ctx context.Context, f fetcher, want v1.Platform, top reg
 	if err != nil {
 		return Image{}, err
 	}
+	if err := d.image(s.o.MaxLayers); err != nil {
+		return Image{}, err
+	}
 	rec.Manifest = at.Digest
 	if top.Digest != at.Digest {
 		rec.Index = top.Digest
@@ -182,7 +185,7 @@ func (s *Store) ingest(ctx context.Context, f fetcher, want v1.Platform, top reg
 	rec.ID = string(d.Config.Digest)
 	docs[rec.ID] = raw
 	config, err := parseConfig(raw)
-	if err == nil {
+	if err == nil && rec.Index == "" { // an index knows better: many a configuration names the machine that it was made on
 		err = runsHere(config, want)
 	}
 	if err != nil {

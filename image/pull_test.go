@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
@@ -168,6 +169,32 @@ func TestPlatforms(t *testing.T) {
 	if got.ID != mine.ID() || got.RepoDigests[0] != reg.Host+"/multi@"+string(d.Digest) {
 		t.Errorf("got %+v", got)
 	}
+	// What the index says counts, not what the configuration says; an index of indexes; 32 bits when there is nothing better.
+	mislabelled := reg.Push(t, "multi", "", registrytest.NewImage(t, nil, nil, func(c *v1.Image) { c.Architecture = "mips" }))
+	mislabelled.Platform = &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	put := func(tag, mediaType string, in ...v1.Descriptor) v1.Descriptor {
+		i := v1.Index{MediaType: mediaType, Manifests: in}
+		i.SchemaVersion = 2
+		b, err := json.Marshal(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reg.PutManifest("multi", tag, mediaType, b)
+	}
+	const list = "application/vnd.docker.distribution.manifest.list.v2+json"
+	n.pull(t, reg.Host+"/multi@"+string(put("", list, mislabelled).Digest), nil)
+	nested := d
+	for range 3 {
+		nested = put("nested", v1.MediaTypeImageIndex, nested)
+	}
+	if got := n.pull(t, reg.Host+"/multi:nested", nil); got.ID != mine.ID() {
+		t.Errorf("nested: %+v", got)
+	}
+	for range 3 {
+		nested = put("deep", v1.MediaTypeImageIndex, nested)
+	}
+	_, err = n.Pull(t.Context(), reg.Host+"/multi:deep", nil)
+	wantKind(t, err, errs.Invalid, "nested more than")
 	index.Manifests = index.Manifests[:1]
 	if b, err = json.Marshal(index); err != nil {
 		t.Fatal(err)
@@ -183,7 +210,20 @@ func TestPlatforms(t *testing.T) {
 func TestCompressions(t *testing.T) {
 	reg, n := registrytest.New(t), open(t, t.TempDir(), nil)
 	plain := func(_ testing.TB, b []byte) []byte { return b }
-	for name, pack := range map[string]func(testing.TB, []byte) []byte{"gzip": registrytest.Gzip, "zstd": registrytest.Zstd, "plain": plain} {
+	// eStargz: every file, and the table of contents, a member of its own, and an empty one with the table's offset at the end.
+	stargz := func(t testing.TB, b []byte) []byte {
+		half := len(b) / 2
+		return slices.Concat(registrytest.Gzip(t, b[:half]), registrytest.Gzip(t, b[half:]), registrytest.Gzip(t, nil))
+	}
+	// zstd:chunked: frames, then the table and a footer in frames to be skipped.
+	chunked := func(t testing.TB, b []byte) []byte {
+		half := len(b) / 2
+		skip := append([]byte{0x50, 0x2a, 0x4d, 0x18, 40, 0, 0, 0}, make([]byte, 40)...)
+		return slices.Concat(registrytest.Zstd(t, b[:half]), registrytest.Zstd(t, b[half:]), skip, skip)
+	}
+	for name, pack := range map[string]func(testing.TB, []byte) []byte{
+		"gzip": registrytest.Gzip, "zstd": registrytest.Zstd, "plain": plain, "stargz": stargz, "chunked": chunked,
+	} {
 		body := strings.Repeat(name, 300_000)
 		img := registrytest.NewImage(t, [][]byte{registrytest.Tar(t, registrytest.File("f", body))}, pack, nil)
 		reg.Push(t, name, "v", img)
@@ -274,7 +314,11 @@ func TestCancel(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	<-left
+	select {
+	case <-left:
+	case <-time.After(time.Second):
+		t.Fatal("the connection is still open a second later")
+	}
 	reg.Hook(nil)
 	n.pull(t, reg.Host+"/app:v1", nil)
 	n.clean(t)
@@ -367,14 +411,15 @@ func TestBrokenImages(t *testing.T) {
 			m.Layers[0].Digest, m.Layers[0].Size = registrytest.DigestOf(b), int64(len(b))
 			reg.PutBlob(b)
 		}), errs.Invalid, []string{"layer 1 of 1", "gzip"}},
-		"not-json":   {raw(v1.MediaTypeImageManifest, "<html>"), errs.Invalid, []string{"read manifest"}},
-		"ambiguous":  {raw(v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[{"digest":"sha256:x"}],"layers":[{"digest":"sha256:y"}]}`), errs.Invalid, []string{"ambiguous"}},
-		"two-types":  {raw(v1.MediaTypeImageIndex, `{"schemaVersion":2,"mediaType":"`+v1.MediaTypeImageManifest+`","config":{}}`), errs.Invalid, []string{"ambiguous"}},
-		"schema1":    {raw("application/vnd.docker.distribution.manifest.v1+json", `{"schemaVersion":1,"fsLayers":[]}`), errs.Unsupported, []string{"schema 1"}},
-		"artifact":   {raw(v1.MediaTypeImageManifest, `{"schemaVersion":2,"artifactType":"application/vnd.cncf.helm","config":{"mediaType":"application/vnd.oci.empty.v1+json","size":2},"layers":[]}`), errs.Invalid, []string{"artifact", "helm"}},
-		"deep-json":  {raw(v1.MediaTypeImageManifest, strings.Repeat("[", 1<<20)), errs.Invalid, []string{"read manifest"}},
-		"huge":       {raw(v1.MediaTypeImageManifest, `{"schemaVersion":2,"x":"`+strings.Repeat("x", 9<<20)+`"}`), errs.Invalid, []string{"larger than"}},
-		"nested-for": {raw(v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[]}`), errs.NotFound, []string{"none for"}},
+		"not-json":    {raw(v1.MediaTypeImageManifest, "<html>"), errs.Invalid, []string{"read manifest"}},
+		"ambiguous":   {raw(v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[{"digest":"sha256:x"}],"layers":[{"digest":"sha256:y"}]}`), errs.Invalid, []string{"ambiguous"}},
+		"two-types":   {raw(v1.MediaTypeImageIndex, `{"schemaVersion":2,"mediaType":"`+v1.MediaTypeImageManifest+`","config":{}}`), errs.Invalid, []string{"ambiguous"}},
+		"schema1":     {raw("application/vnd.docker.distribution.manifest.v1+json", `{"schemaVersion":1,"fsLayers":[]}`), errs.Unsupported, []string{"schema 1"}},
+		"artifact":    {raw(v1.MediaTypeImageManifest, `{"schemaVersion":2,"artifactType":"application/vnd.cncf.helm","config":{"mediaType":"application/vnd.oci.empty.v1+json","size":2},"layers":[]}`), errs.Invalid, []string{"artifact", "helm"}},
+		"attestation": {manifest(func(m *v1.Manifest, _ *registrytest.Image) { m.Layers[0].MediaType = "application/vnd.in-toto+json" }), errs.Invalid, []string{"no container image", "in-toto"}},
+		"deep-json":   {raw(v1.MediaTypeImageManifest, strings.Repeat("[", 1<<20)), errs.Invalid, []string{"read manifest"}},
+		"huge":        {raw(v1.MediaTypeImageManifest, `{"schemaVersion":2,"x":"`+strings.Repeat("x", 9<<20)+`"}`), errs.Invalid, []string{"larger than"}},
+		"nested-for":  {raw(v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[]}`), errs.NotFound, []string{"none for"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.make(name)
@@ -477,4 +522,8 @@ func TestTooManyLayers(t *testing.T) {
 	reg.Push(t, "app", "v", registrytest.NewImage(t, layers, nil, nil))
 	_, err := n.Pull(t.Context(), reg.Host+"/app:v", nil)
 	wantKind(t, err, errs.Invalid, "501 layers")
+	few := open(t, t.TempDir(), func(o *image.Options) { o.MaxLayers = 1 })
+	reg.Push(t, "app", "two", simple(t, "x"))
+	_, err = few.Pull(t.Context(), reg.Host+"/app:two", nil)
+	wantKind(t, err, errs.Invalid, "2 layers; at most 1")
 }

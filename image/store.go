@@ -20,8 +20,6 @@ import (
 type Options struct {
 	// Dir is where images.db is.
 	Dir string
-	// CertsDir is the directory of <host>/hosts.toml, in containerd's format; empty: Registry.CertsDir.
-	CertsDir string
 	// Registry says how to reach registries.
 	Registry registry.Options
 	// PolicyFile says which images may be pulled, and which must be signed (package signature); empty: all. It is read for each pull.
@@ -30,6 +28,8 @@ type Options struct {
 	Platform v1.Platform
 	// Parallel is how many layers are downloaded and unpacked at a time, over all pulls. 0: 4.
 	Parallel int
+	// MaxLayers is how many layers an image may have. 0: snapshot.MaxLayers, which is also the most.
+	MaxLayers int
 	// Pinned are references of images that must not be collected.
 	Pinned []string
 	// KeepUnused is how long a layer that no image needs stays, for the next attempt of a pull that failed. 0: an hour.
@@ -60,6 +60,9 @@ func Open(o Options, snap *snapshot.Store, log *slog.Logger) (*Store, error) {
 	if o.Parallel == 0 {
 		o.Parallel = 4
 	}
+	if o.MaxLayers == 0 {
+		o.MaxLayers = snapshot.MaxLayers
+	}
 	if o.KeepUnused == 0 {
 		o.KeepUnused = time.Hour
 	}
@@ -71,9 +74,6 @@ func Open(o Options, snap *snapshot.Store, log *slog.Logger) (*Store, error) {
 	}
 	if o.Platform.Architecture == "" {
 		o.Platform.Architecture = runtime.GOARCH
-	}
-	if o.CertsDir != "" {
-		o.Registry.CertsDir = o.CertsDir
 	}
 	cat, err := openCatalog(o.Dir, o.Pinned, snap, log)
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 	bolt "go.etcd.io/bbolt"
 
-	"crishim.dev/image/registry"
 	"crishim.dev/internal/errs"
 	"crishim.dev/snapshot"
 	"crishim.dev/snapshot/untar"
@@ -26,15 +25,6 @@ type LayerCheck struct {
 	DiffID string
 	// Err is what is wrong; errs.Unsupported says that the layer can't be checked, because its archive can't be made again.
 	Err error
-}
-
-// Explain lists the hosts that a pull of ref would ask, in order, whose credentials each would see and why some are passed by.
-func (s *Store) Explain(ref string, auth *Auth) ([]registry.Step, error) {
-	r, err := registry.Parse(ref)
-	if err != nil {
-		return nil, err
-	}
-	return s.client.Explain(r, auth)
 }
 
 // Verify checks an image on disk: its configuration against its id, and each layer's content against its diff ID, by making the

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"crishim.dev/image"
 	"crishim.dev/image/registry/registrytest"
 	"crishim.dev/internal/errs"
 	"crishim.dev/snapshot/untar"
@@ -38,27 +37,4 @@ func TestVerify(t *testing.T) {
 	}
 	_, err = n.Verify(t.Context(), "unknown")
 	wantKind(t, err, errs.NotFound)
-}
-
-func TestExplain(t *testing.T) {
-	dir := t.TempDir()
-	hosts(t, dir, "reg.example", "server = \"https://reg.example\"\n[host.\"https://b.example\"]\ncapabilities = [\"pull\"]\n[host.\"https://a.example/proxy\"]\noverride_path = true\n")
-	n := open(t, dir, func(o *image.Options) { o.Registry.NoFallback = true })
-	steps, err := n.Explain("reg.example/app:v", &image.Auth{Username: "bob", Password: secret})
-	if err != nil || len(steps) != 3 {
-		t.Fatalf("%+v, %v", steps, err)
-	}
-	for i, want := range []struct{ url, skipped, credentials string }{
-		{"https://b.example/v2", "capability resolve", "not for mirrors"},
-		{"https://a.example/proxy", "", "not for mirrors"},
-		{"https://reg.example/v2", "forbids", "the request's"},
-	} {
-		s := steps[i]
-		if s.URL != want.url || want.skipped == "" != (s.Skipped == "") || !strings.Contains(s.Skipped, want.skipped) || !strings.Contains(s.Credentials, want.credentials) {
-			t.Errorf("step %d: %+v, want %+v", i, s, want)
-		}
-		if !strings.HasSuffix(s.From, "reg.example/hosts.toml") || strings.Contains(s.Credentials, secret) {
-			t.Errorf("step %d: %+v", i, s)
-		}
-	}
 }

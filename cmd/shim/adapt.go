@@ -16,6 +16,7 @@ import (
 
 	"crishim.dev/config"
 	"crishim.dev/image"
+	"crishim.dev/image/registry"
 	"crishim.dev/launch"
 	"crishim.dev/server"
 	"crishim.dev/snapshot"
@@ -23,6 +24,14 @@ import (
 
 // imageAdapter shows the image store in CRI's terms.
 type imageAdapter struct{ store *image.Store }
+
+// registryOptions say how registries are asked.
+func registryOptions(c config.Image) registry.Options {
+	return registry.Options{
+		CertsDir: c.CertsDir, UserAgent: "crishim/" + semver(version), AuthFile: c.AuthFile, MirrorsOnly: c.MirrorsOnly,
+		MirrorCredentials: c.MirrorCredentials, Rate: c.Bandwidth, MinRate: c.MinRate, StallTime: time.Duration(c.StallTime),
+	}
+}
 
 // Pull implements server.Images.
 func (a imageAdapter) Pull(ctx context.Context, ref string, auth *cri.AuthConfig) (string, error) {

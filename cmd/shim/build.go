@@ -23,7 +23,6 @@ import (
 	"crishim.dev/config"
 	"crishim.dev/container"
 	"crishim.dev/image"
-	"crishim.dev/image/registry"
 	"crishim.dev/internal/kernel"
 	keeper "crishim.dev/keeper/client"
 	"crishim.dev/launch"
@@ -113,7 +112,8 @@ func (n *node) base(ctx context.Context) (b base, err error) {
 	}
 	n.closing(b.snapshots.Close)
 	if b.images, err = image.Open(image.Options{
-		Dir: filepath.Join(cfg.Root, "images"), Registry: registry.Options{CertsDir: cfg.Image.CertsDir}, Parallel: cfg.Image.Parallel,
+		Dir: filepath.Join(cfg.Root, "images"), Registry: registryOptions(cfg.Image), PolicyFile: cfg.Image.PolicyFile,
+		Parallel: cfg.Image.Parallel, MaxLayers: cfg.Image.MaxLayers,
 	}, b.snapshots, log); err != nil {
 		return b, err
 	}

@@ -55,7 +55,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.keeper, "keeper", "", "the shim-keeper binary")
 	f.set = p.Changed
 	c.AddCommand(serveCommand(&f), configCommand(&f), versionCommand(&f), imageCommand(&f), psCommand(&f), inspectCommand(&f),
-		planCommand(&f), whyCommand(&f), checkCommand(&f), cniCommand(&f))
+		planCommand(&f), explainPullCommand(&f), whyCommand(&f), checkCommand(&f), cniCommand(&f))
 	return c
 }
 

@@ -97,10 +97,10 @@ func hubName(host string) string {
 type authorizer struct {
 	auth  Auth
 	scope string
-	host  *url.URL
+	host  *Host
+	o     *Options
 	// client sends to the token server; it follows redirects without credentials.
 	client *http.Client
-	agent  string
 
 	mu     sync.Mutex
 	header string    // what to send as Authorization; guarded by mu
@@ -158,12 +158,13 @@ const (
 
 // token asks the token server for leave to pull. https://distribution.github.io/distribution/spec/auth/token and …/oauth.
 func (a *authorizer) token(ctx context.Context, c challenge) (string, time.Duration, error) {
+	base := &a.host.Base
 	realm, err := url.Parse(c.parameters["realm"])
 	if err != nil || realm.Host == "" || realm.Scheme != "https" && realm.Scheme != "http" {
-		return "", 0, errs.Newf(errs.Unavailable, "get token: %s sent a malformed realm", a.host.Host)
+		return "", 0, errs.Newf(errs.Unavailable, "get token: %s sent a malformed realm", base.Host)
 	}
-	if realm.Scheme == "http" && a.host.Scheme == "https" && !isLoopback(realm.Hostname()) {
-		return "", 0, errs.Newf(errs.Denied, "get token: %s sends to a token server without https (%s)", a.host.Host, realm.Host)
+	if realm.Scheme == "http" && base.Scheme == "https" && !isLoopback(realm.Hostname()) {
+		return "", 0, errs.Newf(errs.Denied, "get token: %s sends to a token server without https (%s)", base.Host, realm.Host)
 	}
 	scope := c.parameters["scope"]
 	if scope == "" {
@@ -173,7 +174,7 @@ func (a *authorizer) token(ctx context.Context, c challenge) (string, time.Durat
 	if err != nil {
 		return "", 0, err
 	}
-	resp, err := a.client.Do(req)
+	resp, err := a.o.send(a.client, req)
 	if err != nil {
 		return "", 0, transportError("get token", err)
 	}
@@ -213,7 +214,7 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, service, 
 	if a.auth.IdentityToken != "" {
 		form.Set("grant_type", "refresh_token")
 		form.Set("refresh_token", a.auth.IdentityToken)
-		form.Set("client_id", a.agent)
+		form.Set("client_id", a.o.UserAgent)
 		method, body = http.MethodPost, strings.NewReader(form.Encode())
 	} else {
 		q := u.Query()
@@ -224,7 +225,10 @@ func (a *authorizer) tokenRequest(ctx context.Context, realm *url.URL, service, 
 	if err != nil {
 		return nil, errs.Newf(errs.Unavailable, "get token: malformed realm")
 	}
-	req.Header.Set("User-Agent", a.agent)
+	if realm.Host == a.host.Base.Host {
+		maps.Copy(req.Header, a.host.header)
+	}
+	req.Header.Set("User-Agent", a.o.UserAgent)
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	} else if a.auth.Username != "" {

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"crishim.dev/internal/errs"
 )
@@ -50,10 +49,8 @@ func (b *blob) Read(p []byte) (int, error) {
 		}
 		n, err := b.conn.Read(p[:min(int64(len(p)), b.d.Size-b.off)])
 		b.off += int64(n)
-		if n > 0 && b.repo.o.Limit != nil {
-			if err := b.repo.o.Limit(b.ctx, n); err != nil {
-				return n, err
-			}
+		if e := b.repo.pace.wait(b.ctx, n); e != nil {
+			return n, e
 		}
 		if n > 0 || err == nil {
 			if err != nil {
@@ -101,7 +98,7 @@ func (b *blob) note(err error) {
 
 func (b *blob) drop() {
 	if b.conn != nil {
-		b.conn.close()
+		_ = b.conn.Close()
 		b.conn = nil
 	}
 }
@@ -116,7 +113,7 @@ func (b *blob) connect() error {
 			return errs.Newf(errs.Unavailable, "read blob %s: %s", b.d.Digest, strings.Join(b.said, "; then "))
 		}
 		e := b.repo.endpoints[b.from]
-		if !e.host.Pull || b.fails >= b.repo.o.Retries {
+		if e.skips(b.d.Digest) != "" || b.fails >= b.repo.o.Retries {
 			b.from, b.fails = b.from+1, 0
 			continue
 		}
@@ -137,39 +134,34 @@ func (b *blob) connect() error {
 			b.fails++
 			continue
 		}
-		if last := b.from+1 >= len(b.repo.endpoints); last {
+		if b.from, b.fails = b.from+1, 0; !b.repo.more(b.from, b.d.Digest) {
 			return fmt.Errorf("read blob %s: %w", b.d.Digest, err)
 		}
-		b.from, b.fails = b.from+1, 0
 	}
 }
 
 // open asks one host once.
 func (b *blob) open(e *endpoint) error {
-	ctx, cancel := context.WithCancelCause(b.ctx)
 	header := http.Header{}
 	if b.off > 0 {
 		header.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
 	}
-	resp, err := b.repo.get(ctx, e, http.MethodGet, b.repo.url(e, "blobs", b.d.Digest), header) //nolint:bodyclose // the connection has it
+	resp, err := b.repo.get(b.ctx, e, http.MethodGet, b.repo.url(e, "blobs", b.d.Digest), header) //nolint:bodyclose // b.conn is it
 	if err != nil {
-		cancel(nil)
 		return err
 	}
-	c := &connection{body: resp.Body, ctx: ctx, cancel: cancel, minRate: b.repo.o.MinRate, window: b.repo.o.StallTime}
-	c.timer = time.AfterFunc(c.window, func() { cancel(errStalled) })
-	c.timer.Stop()
+	c, _ := resp.Body.(*connection)
 	skip := b.off
 	if resp.StatusCode == http.StatusPartialContent {
 		start, _, _ := strings.Cut(strings.TrimPrefix(resp.Header.Get("Content-Range"), "bytes "), "-")
 		if got, err := strconv.ParseInt(start, 10, 64); err != nil || got != b.off {
-			c.close()
+			_ = c.Close()
 			return errs.Newf(errs.Unavailable, "read from %s: asked for byte %d on, it sent something else", e.host.Base.Host, b.off)
 		}
 		skip = 0
 	}
 	if _, err := io.CopyN(io.Discard, c, skip); err != nil {
-		c.close()
+		_ = c.Close()
 		return transportError("read from "+e.host.Base.Host+" again", err)
 	}
 	c.total = 0
@@ -181,48 +173,4 @@ func (b *blob) open(e *endpoint) error {
 func (b *blob) Close() error {
 	b.drop()
 	return nil
-}
-
-// errStalled is why a connection that brings too little is dropped.
-var errStalled = errors.New("too slow")
-
-// connection is one answer being read, with an eye on its rate. Only time spent waiting in Read counts: a reader that is slow
-// itself does no harm.
-type connection struct {
-	body    io.ReadCloser
-	ctx     context.Context //nolint:containedctx // the request's
-	cancel  context.CancelCauseFunc
-	timer   *time.Timer
-	minRate int64
-	window  time.Duration
-
-	total  int64         // bytes so far
-	waited time.Duration // in this window
-	got    int64         // bytes in this window
-}
-
-func (c *connection) Read(p []byte) (int, error) {
-	start := time.Now()
-	c.timer.Reset(c.window)
-	n, err := c.body.Read(p)
-	c.timer.Stop()
-	c.waited += time.Since(start)
-	c.got += int64(n)
-	c.total += int64(n)
-	if err != nil && errors.Is(context.Cause(c.ctx), errStalled) {
-		return n, fmt.Errorf("nothing came for %s: %w", c.window, errStalled)
-	}
-	if c.waited >= c.window {
-		if least := int64(float64(c.minRate) * c.waited.Seconds()); c.got < least && err == nil {
-			err = fmt.Errorf("%d bytes in %s: %w", c.got, c.waited.Round(time.Second), errStalled)
-		}
-		c.waited, c.got = 0, 0
-	}
-	return n, err
-}
-
-func (c *connection) close() {
-	c.timer.Stop()
-	c.cancel(nil)
-	_ = c.body.Close()
 }

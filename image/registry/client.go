@@ -8,17 +8,13 @@ package registry
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,12 +27,13 @@ type Options struct {
 	CertsDir string
 	// UserAgent names us to registries.
 	UserAgent string
-	// Credentials gives the configuration's credentials for a host, or nil. Those of the request come first.
-	Credentials func(host string) *Auth
+	// AuthFile has credentials for hosts to which the request's may not go, as Docker's config.json has them; empty: none.
+	// It is read for each pull.
+	AuthFile string
 	// MirrorCredentials lets mirrors see the request's credentials, which are meant for the registry they stand in for.
 	MirrorCredentials bool
-	// NoFallback keeps a registry that has mirrors from being asked itself.
-	NoFallback bool
+	// MirrorsOnly keeps a registry that has mirrors from being asked itself.
+	MirrorsOnly bool
 	// MinRate is how many bytes a second a connection must bring over StallTime before another is tried. 0: 1024, and 30 s.
 	MinRate   int64
 	StallTime time.Duration
@@ -44,12 +41,15 @@ type Options struct {
 	Retries int
 	// Backoff is the pause before the first retry; it doubles with each. 0: 250 ms.
 	Backoff time.Duration
-	// Limit, if not nil, is called with each number of bytes received, and waits as long as the bandwidth limit asks.
-	Limit func(ctx context.Context, n int) error
+	// Rate is how many bytes of blobs a second are fetched at most, over all pulls. 0: no limit.
+	Rate int64
 }
 
 // Client asks registries. Safe for concurrent use.
-type Client struct{ o Options }
+type Client struct {
+	o    Options
+	pace *pace
+}
 
 // New makes a client.
 func New(o Options) *Client {
@@ -68,13 +68,14 @@ func New(o Options) *Client {
 	if o.Backoff == 0 {
 		o.Backoff = 250 * time.Millisecond
 	}
-	return &Client{o}
+	return &Client{o, newPace(o.Rate)}
 }
 
 // Repository is where one pull gets its parts: a repository at its hosts, with the pull's credentials. Safe for concurrent use.
 type Repository struct {
 	ref       Reference
-	o         Options
+	o         *Options
+	pace      *pace
 	endpoints []*endpoint
 	secrets   []string
 }
@@ -84,8 +85,10 @@ type endpoint struct {
 	host   Host
 	client *http.Client
 	auth   *authorizer
-	// why says whose credentials it uses, or why none.
-	why string
+	// whose says whose credentials it uses, or why none.
+	whose string
+	// skip says why it is not asked; empty: it is.
+	skip string
 }
 
 // Repository prepares to ask for ref with the request's credentials (nil: none). Close frees its connections.
@@ -94,25 +97,25 @@ func (c *Client) Repository(ref Reference, request *Auth) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.o.NoFallback && hosts[0].Mirror {
-		hosts = hosts[:len(hosts)-1]
-	}
-	r := &Repository{ref: ref, o: c.o}
+	mirrored := slices.ContainsFunc(hosts, func(h Host) bool { return h.Mirror })
+	r := &Repository{ref: ref, o: &c.o, pace: c.pace}
 	for _, h := range hosts {
-		auth, why, err := c.credentials(ref, h, request)
+		auth, whose, err := c.credentials(ref, h, request)
 		if err != nil {
 			return nil, err
 		}
 		transport, err := h.transport()
 		if err != nil {
-			r.Close()
 			return nil, fmt.Errorf("configure registry host %s: %w", h.Base.Host, err)
 		}
-		e := &endpoint{host: h, why: why}
+		e := &endpoint{host: h, whose: whose}
+		if mirrored && !h.Mirror && c.o.MirrorsOnly {
+			e.skip = "only mirrors are asked (image.mirrors_only)"
+		}
 		e.client = &http.Client{Transport: transport, CheckRedirect: e.redirect}
 		e.auth = &authorizer{
-			auth: auth, scope: "repository:" + ref.Path + ":pull", host: &h.Base, agent: c.o.UserAgent,
-			client: &http.Client{Transport: transport, CheckRedirect: e.redirect},
+			auth: auth, scope: "repository:" + ref.Path + ":pull", host: &h, o: &c.o,
+			client: &http.Client{Transport: transport, CheckRedirect: e.redirectSecret},
 		}
 		r.secrets = append(r.secrets, auth.secrets()...)
 		r.endpoints = append(r.endpoints, e)
@@ -134,96 +137,28 @@ func (c *Client) credentials(ref Reference, h Host, request *Auth) (a Auth, why 
 	case request.empty():
 	case !request.isFor(ref.Host, h.Base.Host):
 		why = "none: the request's are for another registry"
-	case h.Mirror && request.ServerAddress == "" && !c.o.MirrorCredentials, h.Mirror && !c.o.MirrorCredentials && !request.isFor(h.Base.Host):
+	case h.Mirror && !c.o.MirrorCredentials && (request.ServerAddress == "" || !request.isFor(h.Base.Host)):
 		why = "none: the request's are not for mirrors"
 	default:
 		a, err = request.plain()
 		return a, "the request's", err
 	}
-	if c.o.Credentials == nil {
+	if c.o.AuthFile == "" {
 		return a, why, nil
 	}
-	for _, name := range []string{h.Base.Host, hubName(h.Base.Host)} {
-		if found := c.o.Credentials(name); !found.empty() {
-			a, err = found.plain()
-			return a, "the configuration's for " + name, err
-		}
+	found, key, err := readAuthFile(c.o.AuthFile, h.Base.Host+"/"+ref.Path)
+	if err != nil || key == "" {
+		return a, why, err
 	}
-	return a, why, nil
-}
-
-// transport makes the connections' settings of a host.
-func (h Host) transport() (*http.Transport, error) {
-	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DisableCompression:    true, // digests are over what is sent
-		ForceAttemptHTTP2:     true,
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: 60 * time.Second,
-		IdleConnTimeout:       30 * time.Second,
-		MaxIdleConnsPerHost:   8,
-		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: h.skipVerify}, //nolint:gosec // only where hosts.toml says skip_verify
-	}
-	dialer := net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}
-	if h.dialTimeout > 0 {
-		dialer.Timeout = h.dialTimeout
-	}
-	t.DialContext = dialer.DialContext
-	if len(h.ca) > 0 {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		for _, f := range h.ca {
-			b, err := os.ReadFile(f)
-			if err != nil {
-				return nil, fmt.Errorf("read ca: %w", err)
-			}
-			if !pool.AppendCertsFromPEM(b) {
-				return nil, errs.Newf(errs.Invalid, "read ca %s: no certificate in it", f)
-			}
-		}
-		t.TLSClientConfig.RootCAs = pool
-	}
-	for _, p := range h.clients {
-		key := p[1]
-		if key == "" {
-			key = p[0]
-		}
-		cert, err := tls.LoadX509KeyPair(p[0], key)
-		if err != nil {
-			return nil, fmt.Errorf("read client certificate: %w", err)
-		}
-		t.TLSClientConfig.Certificates = append(t.TLSClientConfig.Certificates, cert)
-	}
-	return t, nil
-}
-
-// redirect lets blobs come from elsewhere, but takes along nothing that is meant for the host that redirects.
-func (e *endpoint) redirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= 10 {
-		return errors.New("more than 10 redirects")
-	}
-	from := via[len(via)-1].URL
-	if req.URL.Host == via[0].URL.Host && req.URL.Scheme == via[0].URL.Scheme {
-		return nil
-	}
-	if from.Scheme == "https" && req.URL.Scheme == "http" && !isLoopback(req.URL.Hostname()) {
-		return errors.New("a redirect from https to http")
-	}
-	req.Header.Del("Authorization")
-	req.Header.Del("Referer")
-	for k := range e.host.header {
-		req.Header.Del(k)
-	}
-	return nil
+	a, err = found.plain()
+	return a, fmt.Sprintf("those for %s in %s", key, c.o.AuthFile), err
 }
 
 // url is the address of a part of the repository.
 func (r *Repository) url(e *endpoint, kind, version string) string {
 	u := e.host.Base
 	u.Path += "/" + r.ref.Path + "/" + kind + "/" + version
-	if e.host.Mirror {
+	if u.Host != defaultHost(r.ref.Host).Base.Host {
 		u.RawQuery = url.Values{"ns": {r.ref.Host}}.Encode() // tells a mirror of many registries which is meant
 	}
 	return u.String()
@@ -244,7 +179,7 @@ func (r *Repository) get(ctx context.Context, e *endpoint, method, address strin
 		if sent != "" {
 			req.Header.Set("Authorization", sent)
 		}
-		resp, err := e.client.Do(req)
+		resp, err := r.o.send(e.client, req)
 		if err != nil {
 			return nil, transportError("connect", err)
 		}
@@ -294,7 +229,7 @@ func statusError(what string, resp *http.Response, body []byte) error {
 		return errs.As(errs.Denied, text)
 	case http.StatusNotFound:
 		return errs.As(errs.NotFound, text)
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		after, err := time.ParseDuration(resp.Header.Get("Retry-After") + "s")
 		if err != nil || after < 0 {
 			after = 0

@@ -28,16 +28,19 @@ type Host struct {
 	Base url.URL
 	// Resolve and Pull say what may be asked: tags, and content by digest.
 	Resolve, Pull bool
-	// Mirror says that it stands in for the registry the image is named after.
+	// Mirror says that it stands in for the registry the image is named after: it is another host, and not what that registry's own
+	// hosts.toml calls its server.
 	Mirror bool
 	// From is the file that said so; empty: the default for the registry's name.
 	From string
 
 	header      http.Header
 	ca          []string
-	clients     [][2]string // certificate and key files; an empty key is in the certificate's file
+	clients     [][2]string // certificate and key files
 	skipVerify  bool
 	dialTimeout time.Duration
+	// eitherScheme: asked by https first and then, as Base says, by http.
+	eitherScheme bool
 }
 
 // fileHost is one host of a hosts.toml, in containerd's format (docs/hosts.md there).
@@ -45,7 +48,7 @@ type fileHost struct {
 	Capabilities []string       `toml:"capabilities"`
 	CA           any            `toml:"ca"`
 	Client       any            `toml:"client"`
-	SkipVerify   bool           `toml:"skip_verify"`
+	SkipVerify   *bool          `toml:"skip_verify"`
 	Header       map[string]any `toml:"header"`
 	OverridePath bool           `toml:"override_path"`
 	DialTimeout  string         `toml:"dial_timeout"`
@@ -56,6 +59,9 @@ type hostsFile struct {
 	Server string              `toml:"server"`
 	Host   map[string]fileHost `toml:"host"`
 }
+
+// defaultDir is the directory for registries that have none of their own.
+const defaultDir = "_default"
 
 // maxHostsFile bounds a hosts.toml.
 const maxHostsFile = 1 << 20
@@ -102,7 +108,7 @@ func hostDir(certsDir, registry string) (string, error) {
 	if i := strings.LastIndexByte(registry, ':'); i > 0 {
 		names = append(names, registry[:i]+"_"+registry[i+1:]+"_")
 	}
-	for _, n := range append(names, registry, "_default") {
+	for _, n := range append(names, registry, defaultDir) {
 		dir := filepath.Join(certsDir, n)
 		_, err := os.Stat(dir)
 		if err == nil {
@@ -115,15 +121,23 @@ func hostDir(certsDir, registry string) (string, error) {
 	return "", nil
 }
 
-// defaultHost is where a registry is when nothing is configured: https, but plain http for one on this machine's loopback unless
-// its port is 443 (as Docker and containerd do).
+// defaultHost is where a registry is when nothing is configured: https; on this machine's loopback whichever it speaks, with any
+// certificate, unless its port says which (as containerd does).
 func defaultHost(registry string) Host {
 	h := Host{Base: url.URL{Scheme: "https", Host: registry, Path: "/v2"}, Resolve: true, Pull: true}
 	if registry == "docker.io" {
 		h.Base.Host = "registry-1.docker.io"
 	}
-	if name, port, err := net.SplitHostPort(registry); err == nil && port != "443" && isLoopback(name) {
-		h.Base.Scheme = "http"
+	name, port, err := net.SplitHostPort(registry)
+	if err != nil {
+		name = registry
+	}
+	if isLoopback(name) {
+		h.skipVerify = true
+		if port != "" && port != "443" {
+			h.Base.Scheme = "http"
+			h.eitherScheme = port != "80"
+		}
 	}
 	return h
 }
@@ -150,24 +164,29 @@ func parseHosts(b []byte, dir, registry string) ([]Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	own := defaultHost(registry)
 	var out []Host
 	for _, name := range order {
 		h, err := f.Host[name].host(name, dir)
 		if err != nil {
 			return nil, fmt.Errorf("host %q: %w", name, err)
 		}
-		h.Mirror = true
+		h.Mirror = h.Base.Host != own.Base.Host
 		out = append(out, h)
 	}
 	server := f.Server
 	if server == "" {
-		d := defaultHost(registry)
-		server = d.Base.Scheme + "://" + d.Base.Host
+		server = own.Base.Scheme + "://" + own.Base.Host
 	}
 	h, err := f.fileHost.host(server, dir)
 	if err != nil {
 		return nil, fmt.Errorf("server %q: %w", server, err)
 	}
+	if f.Server == "" {
+		h.eitherScheme = h.eitherScheme || own.eitherScheme
+		h.skipVerify = h.skipVerify || own.skipVerify && f.CA == nil && f.SkipVerify == nil
+	}
+	h.Mirror = filepath.Base(dir) == defaultDir && h.Base.Host != own.Base.Host
 	return append(out, h), nil
 }
 
@@ -217,7 +236,7 @@ func (f fileHost) host(name, dir string) (h Host, err error) {
 	if err := f.capabilities(&h); err != nil {
 		return h, err
 	}
-	h.skipVerify = f.SkipVerify
+	h.skipVerify = f.SkipVerify != nil && *f.SkipVerify
 	if h.ca, err = stringList("ca", f.CA, dir); err != nil {
 		return h, err
 	}
@@ -227,6 +246,8 @@ func (f fileHost) host(name, dir string) (h Host, err error) {
 	if h.header, err = headers(f.Header); err != nil {
 		return h, err
 	}
+	// containerd: settings of TLS for a host of http mean "whichever it speaks".
+	h.eitherScheme = u.Scheme == "http" && u.Port() != "80" && (f.CA != nil || f.Client != nil || f.SkipVerify != nil)
 	if f.DialTimeout != "" {
 		if h.dialTimeout, err = time.ParseDuration(f.DialTimeout); err != nil || h.dialTimeout <= 0 {
 			return h, fmt.Errorf("dial_timeout %q is no duration", f.DialTimeout)
@@ -255,31 +276,25 @@ func (f fileHost) capabilities(h *Host) error {
 
 // stringList reads a string or a list of them as file names relative to dir.
 func stringList(key string, v any, dir string) ([]string, error) {
+	list, ok := v.([]any)
+	if !ok && v != nil {
+		list = []any{v}
+	}
 	var out []string
-	add := func(v any) error {
-		s, ok := v.(string)
+	for _, x := range list {
+		s, ok := x.(string)
 		if !ok || s == "" {
-			return fmt.Errorf("%s must be a file name or a list of them", key)
+			return nil, fmt.Errorf("%s must be a file name or a list of them", key)
 		}
 		if !filepath.IsAbs(s) {
 			s = filepath.Join(dir, s)
 		}
 		out = append(out, s)
-		return nil
-	}
-	list, ok := v.([]any)
-	if !ok && v != nil {
-		list = []any{v}
-	}
-	for _, x := range list {
-		if err := add(x); err != nil {
-			return nil, err
-		}
 	}
 	return out, nil
 }
 
-// clientPairs reads client = "file", ["file", …] or [["cert", "key"], …].
+// clientPairs reads client = "file", ["file", …] or [["cert", "key"], …]. A key that is missing or "" is in the certificate's file.
 func clientPairs(v any, dir string) ([][2]string, error) {
 	list, ok := v.([]any)
 	if !ok && v != nil {
@@ -287,19 +302,18 @@ func clientPairs(v any, dir string) ([][2]string, error) {
 	}
 	var out [][2]string
 	for _, x := range list {
-		files, err := stringList("client", x, dir)
-		if err != nil {
-			return nil, err
+		pair, ok := x.([]any)
+		if !ok {
+			pair = []any{x, x}
 		}
-		_, isPair := x.([]any)
-		switch {
-		case isPair && len(files) == 2:
-			out = append(out, [2]string{files[0], files[1]})
-		case !isPair && len(files) == 1:
-			out = append(out, [2]string{files[0]})
-		default:
+		if len(pair) == 2 && pair[1] == "" {
+			pair = []any{pair[0], pair[0]}
+		}
+		files, err := stringList("client", pair, dir)
+		if err != nil || len(files) != 2 {
 			return nil, errors.New("client must be a file, a list of files, or a list of [certificate, key]")
 		}
+		out = append(out, [2]string{files[0], files[1]})
 	}
 	return out, nil
 }
@@ -332,11 +346,11 @@ func (h *Host) dockerCerts(dir string) error {
 		p := filepath.Join(dir, e.Name())
 		switch filepath.Ext(p) {
 		case ".crt":
-			h.ca = append(h.ca, p)
+			h.ca, h.skipVerify = append(h.ca, p), false
 		case ".cert":
 			key := strings.TrimSuffix(p, ".cert") + ".key"
 			if _, err := os.Stat(key); err != nil {
-				key = ""
+				key = p
 			}
 			h.clients = append(h.clients, [2]string{p, key})
 		}

@@ -10,8 +10,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
-	"time"
 
 	"crishim.dev/internal/errs"
 )
@@ -86,15 +86,22 @@ func (r *Repository) manifestFrom(ctx context.Context, e *endpoint, version stri
 	return d, b, nil
 }
 
-// may says whether a host may be asked for a version, and why not.
-func (e *endpoint) may(version string) (bool, string) {
+// skips says why a host is not asked for a version (a tag or digest); "": it is.
+func (e *endpoint) skips(version string) string {
 	switch {
+	case e.skip != "":
+		return e.skip
 	case ValidDigest(version) && !e.host.Pull:
-		return false, "it has no capability pull"
+		return "it has not the capability pull"
 	case !ValidDigest(version) && !e.host.Resolve:
-		return false, "it has no capability resolve"
+		return "it has not the capability resolve"
 	}
-	return true, ""
+	return ""
+}
+
+// more says whether there is a host to ask at or after the one with this number.
+func (r *Repository) more(from int, version string) bool {
+	return slices.ContainsFunc(r.endpoints[from:], func(e *endpoint) bool { return e.skips(version) == "" })
 }
 
 // each asks the hosts in order until one answers. The last host's error decides the kind: it is the registry itself, or the last
@@ -103,7 +110,7 @@ func (r *Repository) each(ctx context.Context, version string, ask func(*endpoin
 	var all []string
 	var last error
 	for _, e := range r.endpoints {
-		if ok, _ := e.may(version); !ok {
+		if e.skips(version) != "" {
 			continue
 		}
 		err := r.retry(ctx, func() error { return ask(e) })
@@ -151,12 +158,5 @@ func (r *Repository) pause(ctx context.Context, i int, err error) error {
 	if errors.As(err, &b) {
 		wait = max(wait, b.after)
 	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return sleep(ctx, wait)
 }

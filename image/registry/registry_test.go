@@ -3,9 +3,17 @@
 package registry
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"crishim.dev/internal/errs"
 )
@@ -45,7 +53,7 @@ ca = "up.pem"
 [host."http://z.example:5000"]
   capabilities = ["pull", "resolve", "push"]
   skip_verify = true
-  client = [["c.pem", "/k.pem"]]
+  client = [["c.pem", "/k.pem"], ["both.pem", ""]]
   dial_timeout = "3s"
   [host."http://z.example:5000".header]
     x-one = "1"
@@ -61,7 +69,7 @@ ca = "up.pem"
 		t.Fatalf("%+v, %v", hosts, err)
 	}
 	for i, want := range []string{"http://z.example:5000/v2", "https://a.example/v2/proxy", "https://m.example/path/v2", "https://up.example/v2"} {
-		if got := hosts[i].Base.String(); got != want || hosts[i].Mirror != (i < 3) {
+		if got := hosts[i].Base.String(); got != want || hosts[i].Mirror != (i < 3) || hosts[i].eitherScheme != (i == 0) {
 			t.Errorf("host %d: %s, want %s", i, got, want)
 		}
 	}
@@ -69,7 +77,7 @@ ca = "up.pem"
 	if !z.skipVerify || !z.Resolve || z.clients[0] != [2]string{"/certs/c.pem", "/k.pem"} || z.dialTimeout.Seconds() != 3 || len(z.header.Values("X-Two")) != 2 {
 		t.Errorf("%+v", z)
 	}
-	if a.Resolve || !a.Pull || len(a.ca) != 2 || a.clients[0] != [2]string{"/certs/both.pem", ""} || up.ca[0] != "/certs/up.pem" {
+	if a.Resolve || !a.Pull || len(a.ca) != 2 || a.clients[0] != [2]string{"/certs/both.pem", "/certs/both.pem"} || z.clients[1] != a.clients[0] || up.ca[0] != "/certs/up.pem" {
 		t.Errorf("%+v %+v", a, up)
 	}
 	for _, bad := range []string{
@@ -92,6 +100,138 @@ func TestDefaultHosts(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %s", in, h, err, want)
 		}
 	}
+}
+
+// What is a mirror decides who gets credentials, and what image.mirrors_only leaves out.
+func TestMirror(t *testing.T) {
+	for _, tt := range []struct {
+		dir, registry, toml string
+		want                []bool
+	}{
+		{"/c/docker.io", "docker.io", "[host.\"https://m.example\"]\n[host.\"https://registry-1.docker.io\"]", []bool{true, false, false}},
+		{"/c/reg.example", "reg.example", "server = \"https://internal.example\"", []bool{false}},
+		{"/c/_default", "reg.example", "server = \"https://internal.example\"", []bool{true}},
+		{"/c/_default", "reg.example", "[host.\"https://m.example\"]", []bool{true, false}},
+	} {
+		hosts, err := parseHosts([]byte(tt.toml), tt.dir, tt.registry)
+		var got []bool
+		for _, h := range hosts {
+			got = append(got, h.Mirror)
+		}
+		if err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%s for %s: %v, %v; want %v", tt.dir, tt.registry, got, err, tt.want)
+		}
+	}
+}
+
+// The directory's name: with the port in underscores, with a colon, the default for all.
+func TestHostDir(t *testing.T) {
+	dir := t.TempDir()
+	for _, n := range []string{"a.example_5000_", "a.example:5000", "b.example:5000", "_default"} {
+		if err := os.Mkdir(filepath.Join(dir, n), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for registry, want := range map[string]string{"a.example:5000": "a.example_5000_", "b.example:5000": "b.example:5000", "a.example": "_default"} {
+		if got, err := hostDir(dir, registry); err != nil || got != filepath.Join(dir, want) {
+			t.Errorf("%s: %s, %v; want %s", registry, got, err, want)
+		}
+	}
+}
+
+func TestAuthFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "auth.json")
+	write := func(text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{"auths": {"https://index.docker.io/v1/": {"auth": "aHViOnB3"}, "reg.example:5000": {"username": "all", "password": "pw"},
+		"reg.example:5000/team": {"identitytoken": "team"}, "empty.example": {}, "tok.example/v2/": {"registrytoken": "tok"}}, "credsStore": "desktop"}`)
+	for name, want := range map[string]Auth{
+		"registry-1.docker.io/library/app": {Auth: "aHViOnB3"}, "reg.example:5000/teams/app": {Username: "all", Password: "pw"},
+		"reg.example:5000/team/app": {IdentityToken: "team"}, "tok.example/app": {RegistryToken: "tok"}, "empty.example/app": {}, "reg.example/app": {},
+	} {
+		if got, key, err := readAuthFile(path, name); err != nil || got != want || (key == "") != (want == Auth{}) {
+			t.Errorf("%s: %#v by %q, %v", name, got == want, key, err)
+		}
+	}
+	write(`{"auths": {"x": {"password": secret-word}}}`)
+	if _, _, err := readAuthFile(path, "x/y"); !errors.Is(err, errs.Invalid) || strings.Contains(err.Error(), "secret-word") {
+		t.Errorf("a broken file: %v", err)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	dir := t.TempDir()
+	certs := filepath.Join(dir, "certs.d")
+	file := "server = \"https://reg.example\"\n[host.\"https://b.example\"]\ncapabilities = [\"pull\"]\n[host.\"https://a.example/proxy\"]\noverride_path = true\n"
+	auth := filepath.Join(dir, "auth.json")
+	if err := errors.Join(os.MkdirAll(filepath.Join(certs, "reg.example"), 0o755), os.WriteFile(filepath.Join(certs, "reg.example", "hosts.toml"), []byte(file), 0o600),
+		os.WriteFile(auth, []byte(`{"auths":{"a.example":{"username":"u","password":"secret"}}}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := Parse("reg.example/app:v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps, err := New(Options{CertsDir: certs, AuthFile: auth, MirrorsOnly: true}).Explain(ref, &Auth{Username: "bob", Password: "secret"})
+	if err != nil || len(steps) != 3 {
+		t.Fatalf("%+v, %v", steps, err)
+	}
+	for i, want := range []struct{ url, resolve, pull, credentials string }{
+		{"https://b.example/v2", "capability resolve", "", "not for mirrors"},
+		{"https://a.example/proxy", "", "", "those for a.example in " + auth},
+		{"https://reg.example/v2", "mirrors_only", "mirrors_only", "the request's"},
+	} {
+		s := steps[i]
+		if s.URL != want.url || (want.resolve == "") != (s.NoResolve == "") || (want.pull == "") != (s.NoPull == "") ||
+			!strings.Contains(s.NoResolve, want.resolve) || !strings.Contains(s.NoPull, want.pull) || !strings.Contains(s.Credentials, want.credentials) {
+			t.Errorf("step %d: %+v, want %+v", i, s, want)
+		}
+		if !strings.HasSuffix(s.From, "reg.example/hosts.toml") || strings.Contains(fmt.Sprintf("%+v", s), "secret") {
+			t.Errorf("step %d: %+v", i, s)
+		}
+	}
+}
+
+// What many readers get together stays under the rate, and a cancelled one does not wait.
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, start := newPace(1000), time.Now()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 10 {
+					if err := p.wait(t.Context(), 100); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); took != 4*time.Second {
+			t.Errorf("4000 bytes at 1000 a second took %s", took)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.wait(ctx, 1<<30); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
+		}
+	})
+}
+
+func FuzzAuthFile(f *testing.F) {
+	f.Add([]byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"eDp5"}}}`), "docker.io/library/app")
+	path := filepath.Join(f.TempDir(), "auth.json")
+	f.Fuzz(func(t *testing.T, b []byte, name string) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if a, key, err := readAuthFile(path, name); err == nil && (key != "") == a.empty() {
+			t.Errorf("key %q", key)
+		}
+	})
 }
 
 func FuzzHosts(f *testing.F) {

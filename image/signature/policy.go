@@ -127,6 +127,12 @@ func (r *rule) load(dir string) error {
 	return nil
 }
 
+// Of says what the policy wants of a repository ("docker.io/library/app"), and by which rule's match; "" is the default's.
+func (p *Policy) Of(name string) (policy, match string) {
+	r := p.rule(name)
+	return r.Policy, r.Match
+}
+
 // rule gives what is said of a repository.
 func (p *Policy) rule(name string) rule {
 	best := rule{Policy: p.byDefault}
