@@ -215,6 +215,22 @@ func (g *Group) Files() (joins []*os.File, dir *os.File, err error) {
 	return joins, dir, nil
 }
 
+// Joins tells what Files gives for a container's group: how many descriptors to join by, and whether there is a directory. With the
+// systemd driver nothing is joined: the process is placed.
+func (m *Manager) Joins() (joins int, dir bool) {
+	if m.driver == Systemd {
+		return 0, false
+	}
+	for _, h := range m.all {
+		if h.v2 {
+			dir = true
+		} else {
+			joins++
+		}
+	}
+	return joins, dir
+}
+
 // Held tells whether the first process must be made before the group and be given to Place before it runs (proto.Spawn.Hold):
 // a systemd scope can't be empty. Files of such a group can be had after Place.
 func (g *Group) Held() bool { return g.pending != nil }

@@ -53,12 +53,12 @@ func (m *Manager) planned(r *record) (*launch.Description, error) {
 	}
 	next := launch.NoFD
 	number := func() launch.FD { next++; return next }
-	if m.o.Cgroups.Version() == 1 {
-		for range m.o.Facts.Hierarchies {
-			d.Procs = append(d.Procs, number())
-		}
-	} else {
+	joins, dir := m.o.Cgroups.Joins()
+	if dir {
 		d.Dir = number()
+	}
+	for range joins {
+		d.Procs = append(d.Procs, number())
 	}
 	if _, mapped := box.Users(); mapped {
 		d.UserNS = number()
@@ -81,7 +81,8 @@ func (m *Manager) planned(r *record) (*launch.Description, error) {
 func (m *Manager) plannedMounts(r *record, box sandbox.Sandbox, number func() launch.FD) ([]launch.Mount, error) {
 	var out []launch.Mount
 	taken := map[string]bool{}
-	for _, mt := range r.Config.GetMounts() {
+	ids, _ := box.Users()
+	for _, mt := range r.CDI.mounts(r.Config, ids) {
 		target := path.Clean("/" + mt.GetContainerPath())
 		file, err := isFile(mt)
 		if err != nil {

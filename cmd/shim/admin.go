@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -18,9 +17,10 @@ import (
 
 func versionCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version of this program and of the daemon, if one answers",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Print the version of this program and of the daemon, if one answers",
+		Example: "  shim version",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			fmt.Fprintln(c.OutOrStdout(), "shim", semver(version))
 			return f.with(func(c *cobra.Command, _ []string, to *client) error {
@@ -45,7 +45,12 @@ func planCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "plan CONTAINER",
 		Short: "Print a container's launch program: the system calls between clone and execve",
-		Args:  cobra.ExactArgs(1),
+		Long: "Print the launch program of the container that CONTAINER, or a prefix of its id, names: the system calls that were, or would be,\n" +
+			"made between clone and execve, grouped by stage. A stage is what an error of a start names. Values of variables are left out;\n" +
+			"descriptors are numbered in the order in which they were passed.",
+		Example:           "  shim plan 9d02aa",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: f.completeIDs(containers),
 		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
 			resp, err := to.admin.Plan(c.Context(), &admin.PlanRequest{ContainerId: args[0]})
 			if err != nil {
@@ -57,35 +62,16 @@ func planCommand(f *flags) *cobra.Command {
 	}
 }
 
-func whyCommand(f *flags) *cobra.Command {
-	var o output
-	c := &cobra.Command{
-		Use:   "why [POD]",
-		Short: "Show what operations on a pod, or on all, are under way, and since when",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
-			resp, err := to.admin.Why(c.Context(), &admin.WhyRequest{PodSandboxId: strings.Join(args, "")})
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			return o.print(c.OutOrStdout(), resp.Activities, "POD\tCONTAINER\tOPERATION\tSTAGE\tSINCE", func(w io.Writer) {
-				for _, a := range resp.Activities {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", short(a.PodSandboxId), short(a.ContainerId), a.Operation, a.Stage, age(a.Since, now))
-				}
-			})
-		}),
-	}
-	o.flag(c)
-	return c
-}
-
 func checkCommand(f *flags) *cobra.Command {
 	var o output
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Compare the host with what is needed, and the store with the kernel; exit 1 when something is off",
-		Args:  cobra.NoArgs,
+		Long: "Look at the kernel's features, the cgroup controllers, the network and at whether all that is recorded as alive is.\n" +
+			"\"ok\" is fine, \"note\" says what works less without something optional, \"bad\" is what pods can't run without or where\n" +
+			"records and kernel disagree. Exit status 1 when anything is bad, or when no daemon answers.",
+		Example: "  shim check\n  shim check -o json | jq '.[] | select(.level == 2)'",
+		Args:    cobra.NoArgs,
 		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
 			resp, err := to.admin.Check(c.Context(), &admin.CheckRequest{})
 			if err != nil {
@@ -103,7 +89,7 @@ func checkCommand(f *flags) *cobra.Command {
 				}
 			})
 			if err == nil && bad > 0 {
-				err = errors.New("something is off")
+				err = fmt.Errorf("%d of %d are bad", bad, len(resp.Findings))
 			}
 			return err
 		}),

@@ -137,38 +137,62 @@ func (c *checker) cgroups(f kernel.Facts) []server.Finding {
 // store compares what is recorded as alive with what is.
 func (c *checker) store() []server.Finding {
 	out := []server.Finding{}
-	pods := map[sandbox.ID]sandbox.Sandbox{}
+	bad := func(kind, id, detail string) {
+		out = append(out, server.Finding{Level: server.Bad, Subject: "store: " + kind + " " + short(id), Detail: detail})
+	}
+	pods := map[sandbox.ID]bool{}
 	for _, p := range c.sandboxes.List() {
-		pods[p.ID] = p
-		subject := "store: pod " + short(string(p.ID))
-		if p.State != sandbox.Ready {
-			continue
-		}
-		if p.NetNS != "" {
-			if err := isNamespace(p.NetNS); err != nil {
-				out = append(out, server.Finding{Level: server.Bad, Subject: subject, Detail: "network namespace: " + err.Error()})
-			}
-		}
-		if p.InitPID != 0 && !c.alive(p.InitPID) {
-			out = append(out, server.Finding{Level: server.Bad, Subject: subject, Detail: fmt.Sprintf("its init, process %d, is gone", p.InitPID)})
+		pods[p.ID] = true
+		if detail := c.pod(p); detail != "" && c.stillReady(p.ID) {
+			bad("pod", string(p.ID), detail)
 		}
 	}
 	for _, ctr := range c.containers.List() {
-		subject := "store: container " + short(string(ctr.ID))
-		if _, ok := pods[ctr.Sandbox]; !ok {
-			out = append(out, server.Finding{Level: server.Bad, Subject: subject, Detail: "its pod " + short(string(ctr.Sandbox)) + " is not recorded"})
+		if !pods[ctr.Sandbox] && c.orphan(ctr) {
+			bad("container", string(ctr.ID), "its pod "+short(string(ctr.Sandbox))+" is not recorded")
 		}
-		if ctr.State == container.Running && !c.alive(ctr.PID) {
-			// It may have ended since it was listed.
-			if now, err := c.containers.Get(string(ctr.ID)); err == nil && now.State == container.Running {
-				out = append(out, server.Finding{Level: server.Bad, Subject: subject, Detail: fmt.Sprintf("recorded as running, but process %d is gone", ctr.PID)})
-			}
+		if ctr.State == container.Running && !c.alive(ctr.PID) && c.stillRunning(ctr.ID) {
+			bad("container", string(ctr.ID), fmt.Sprintf("recorded as running, but process %d is gone", ctr.PID))
 		}
 	}
 	if len(out) == 0 {
 		out = append(out, server.Finding{Subject: "store: pods and containers are as recorded"})
 	}
 	return out
+}
+
+// pod says what a ready pod lacks, if anything.
+func (c *checker) pod(p sandbox.Sandbox) string {
+	if p.State != sandbox.Ready {
+		return ""
+	}
+	if p.NetNS != "" {
+		if err := isNamespace(p.NetNS); err != nil {
+			return "network namespace: " + err.Error()
+		}
+	}
+	if p.InitPID != 0 && !c.alive(p.InitPID) {
+		return fmt.Sprintf("its init, process %d, is gone", p.InitPID)
+	}
+	return ""
+}
+
+// What was listed may have ended while it was looked at: a fault is one only if the record still says the same.
+
+func (c *checker) stillReady(id sandbox.ID) bool {
+	now, err := c.sandboxes.Get(string(id))
+	return err == nil && now.State == sandbox.Ready
+}
+
+func (c *checker) orphan(ctr container.Container) bool {
+	_, err := c.containers.Get(string(ctr.ID))
+	_, noPod := c.sandboxes.Get(string(ctr.Sandbox))
+	return err == nil && noPod != nil
+}
+
+func (c *checker) stillRunning(id container.ID) bool {
+	now, err := c.containers.Get(string(id))
+	return err == nil && now.State == container.Running
 }
 
 func (c *checker) alive(pid int) bool {

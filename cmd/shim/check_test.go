@@ -19,10 +19,20 @@ import (
 // The fakes answer listings alone; Check must ask nothing else.
 type listedPods struct {
 	server.Sandboxes
-	all []sandbox.Sandbox
+	all  []sandbox.Sandbox
+	gone string
 }
 
 func (l listedPods) List() []sandbox.Sandbox { return l.all }
+
+func (l listedPods) Get(id string) (sandbox.Sandbox, error) {
+	for _, p := range l.all {
+		if string(p.ID) == id && id != l.gone {
+			return p, nil
+		}
+	}
+	return sandbox.Sandbox{}, errs.Newf(errs.NotFound, "find pod %s", id)
+}
 
 type listedContainers struct {
 	server.Containers
@@ -63,7 +73,8 @@ func TestCheckStoreAgainstKernel(t *testing.T) {
 		return container.Container{ID: id, Sandbox: pod, State: container.Running, PID: pid}
 	}
 	c := &checker{proc: proc, network: networkStatus{err: errors.New("no configuration")}}
-	c.sandboxes = listedPods{all: []sandbox.Sandbox{
+	c.sandboxes = listedPods{gone: "removed", all: []sandbox.Sandbox{
+		{ID: "removed", State: sandbox.Ready, NetNS: file},
 		{ID: "good", State: sandbox.Ready, NetNS: "/proc/self/ns/net", InitPID: 100},
 		{ID: "unpinned", State: sandbox.Ready, NetNS: file},
 		{ID: "noinit", State: sandbox.Ready, InitPID: 200},

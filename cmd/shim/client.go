@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"text/tabwriter"
 	"time"
 
@@ -29,6 +31,8 @@ type client struct {
 	images cri.ImageServiceClient
 	admin  admin.AdminClient
 	conns  []*grpc.ClientConn
+	// sockets are the paths that conns go to.
+	sockets []string
 }
 
 // dial connects to the daemon that the configuration and the flags name. Nothing is sent yet.
@@ -44,7 +48,7 @@ func (f *flags) dial() (*client, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("connect to %s: %w", path, err), c.Close())
 		}
-		c.conns = append(c.conns, conn)
+		c.conns, c.sockets = append(c.conns, conn), append(c.sockets, path)
 	}
 	c.RuntimeServiceClient, c.images, c.admin = cri.NewRuntimeServiceClient(c.conns[0]), cri.NewImageServiceClient(c.conns[0]), admin.NewAdminClient(c.conns[1])
 	return c, nil
@@ -67,8 +71,30 @@ func (f *flags) with(run func(c *cobra.Command, args []string, to *client) error
 			return err
 		}
 		defer closing(&err, to)
-		return plain(run(c, args, to))
+		err = run(c, args, to)
+		if status.Code(err) == codes.Unavailable {
+			if absent := to.absent(); absent != nil {
+				return absent
+			}
+		}
+		return plain(err)
 	}
+}
+
+// absent says what to do when no daemon can be reached; nil when one answers on every socket.
+func (c *client) absent() error {
+	for _, path := range c.sockets {
+		conn, err := net.Dial("unix", path)
+		switch {
+		case err == nil:
+			_ = conn.Close()
+		case errors.Is(err, fs.ErrPermission):
+			return fmt.Errorf("the daemon does not answer on %s: only root may ask it: use sudo", path)
+		default:
+			return fmt.Errorf("the daemon does not answer on %s: start it (systemctl start shim, or shim serve), or name its socket with --socket", path)
+		}
+	}
+	return nil
 }
 
 // plain is an error as a person wants it: the daemon's text, without the protocol's.
@@ -76,9 +102,6 @@ func plain(err error) error {
 	s, ok := status.FromError(err)
 	if err == nil || !ok {
 		return err
-	}
-	if s.Code() == codes.Unavailable {
-		return fmt.Errorf("the daemon does not answer: %s", s.Message())
 	}
 	return errors.New(s.Message())
 }
@@ -88,7 +111,10 @@ type output struct{ format string }
 
 func (o *output) flag(c *cobra.Command) {
 	c.Flags().StringVarP(&o.format, "output", "o", "table", "table or json")
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
+
+func (o *output) unknown() error { return fmt.Errorf("output %q is neither table nor json", o.format) }
 
 // print writes v as JSON, or the rows as a table.
 func (o *output) print(w io.Writer, v any, header string, rows func(w io.Writer)) error {
@@ -101,7 +127,7 @@ func (o *output) print(w io.Writer, v any, header string, rows func(w io.Writer)
 		rows(t)
 		return t.Flush()
 	default:
-		return fmt.Errorf("output %q is neither table nor json", o.format)
+		return o.unknown()
 	}
 }
 

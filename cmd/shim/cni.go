@@ -47,6 +47,7 @@ func cniCommand(f *flags) *cobra.Command {
 		Long: "Be the CNI plugin of that type: read the configuration from standard input and CNI_COMMAND and the other variables of the\n" +
 			"specification from the environment. The same happens when the program is started by the plugin's name; \"shim cni install\"\n" +
 			"makes such links, for plugins that run others. Addresses and host ports are shared with the daemon.",
+		Example:   "  shim cni host-local < net.conf",
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: cni.Types(),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -56,9 +57,10 @@ func cniCommand(f *flags) *cobra.Command {
 	}
 	var dir string
 	install := &cobra.Command{
-		Use:   "install",
-		Short: "Link the names of the built-in CNI plugins that the plugin directory lacks to this program",
-		Args:  cobra.NoArgs,
+		Use:     "install",
+		Short:   "Link the names of the built-in CNI plugins that the plugin directory lacks to this program",
+		Example: "  shim cni install --dir /opt/cni/bin",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := f.load()
 			if err != nil {

@@ -31,7 +31,8 @@ func explainPullCommand(f *flags) *cobra.Command {
 		Short: "Show which hosts a pull asks, in which order, with whose credentials, and which it passes by; nothing is sent",
 		Long: "Show which hosts a pull asks, in which order, with whose credentials, and which it passes by. Nothing is sent, and no daemon\n" +
 			"is needed: the answer comes from the same files. Credentials are named by where they come from, never shown.",
-		Args: cobra.ExactArgs(1),
+		Example: "  shim explain-pull registry.k8s.io/pause:3.10",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			e, err := f.explain(args[0], login)
 			if err != nil {

@@ -24,9 +24,10 @@ func imageCommand(f *flags) *cobra.Command {
 func importCommand(f *flags) *cobra.Command {
 	var name string
 	c := &cobra.Command{
-		Use:   "import PATH",
-		Short: "Unpack images from a tar archive or an OCI layout",
-		Args:  cobra.ExactArgs(1),
+		Use:     "import PATH",
+		Short:   "Unpack images from a tar archive or an OCI layout",
+		Example: "  shim image import --name example.org/web:1 web.tar",
+		Args:    cobra.ExactArgs(1),
 		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
 			path, err := filepath.Abs(args[0])
 			if err != nil {
@@ -49,9 +50,10 @@ func importCommand(f *flags) *cobra.Command {
 func pullCommand(f *flags) *cobra.Command {
 	var user string
 	c := &cobra.Command{
-		Use:   "pull IMAGE",
-		Short: "Fetch an image and print its id",
-		Args:  cobra.ExactArgs(1),
+		Use:     "pull IMAGE",
+		Short:   "Fetch an image and print its id",
+		Example: "  shim image pull docker.io/library/busybox:1.36\n  shim image pull --user joe registry.example/web:1 < password",
+		Args:    cobra.ExactArgs(1),
 		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
 			auth, err := credentials(user, c.InOrStdin())
 			if err != nil {
@@ -83,9 +85,10 @@ func credentials(user string, in io.Reader) (*cri.AuthConfig, error) {
 func imageListCommand(f *flags) *cobra.Command {
 	var o output
 	c := &cobra.Command{
-		Use:   "list",
-		Short: "List images",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "List images",
+		Example: "  shim image list -o json",
+		Args:    cobra.NoArgs,
 		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
 			resp, err := to.images.ListImages(c.Context(), &cri.ListImagesRequest{})
 			if err != nil {
@@ -117,9 +120,10 @@ func printImage(w io.Writer, i *cri.Image) {
 
 func imageRemoveCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "remove IMAGE...",
-		Short: "Remove images with all their names",
-		Args:  cobra.MinimumNArgs(1),
+		Use:     "remove IMAGE...",
+		Short:   "Remove images with all their names",
+		Example: "  shim image remove docker.io/library/busybox:1.36",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
 			for _, a := range args {
 				if _, err := to.images.RemoveImage(c.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: a}}); err != nil {
@@ -133,9 +137,10 @@ func imageRemoveCommand(f *flags) *cobra.Command {
 
 func imageInspectCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "inspect IMAGE",
-		Short: "Show everything about an image, as JSON",
-		Args:  cobra.ExactArgs(1),
+		Use:     "inspect IMAGE",
+		Short:   "Show everything about an image, as JSON",
+		Example: "  shim image inspect docker.io/library/busybox:1.36",
+		Args:    cobra.ExactArgs(1),
 		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
 			resp, err := to.images.ImageStatus(c.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: args[0]}, Verbose: true})
 			if err != nil {
@@ -151,9 +156,10 @@ func imageInspectCommand(f *flags) *cobra.Command {
 
 func pruneCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "prune",
-		Short: "Remove the images that no container uses; pinned ones stay",
-		Args:  cobra.NoArgs,
+		Use:     "prune",
+		Short:   "Remove the images that no container uses; pinned ones stay",
+		Example: "  shim image prune",
+		Args:    cobra.NoArgs,
 		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
 			images, err := to.images.ListImages(c.Context(), &cri.ListImagesRequest{})
 			if err != nil {

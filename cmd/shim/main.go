@@ -55,7 +55,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.keeper, "keeper", "", "the shim-keeper binary")
 	f.set = p.Changed
 	c.AddCommand(serveCommand(&f), configCommand(&f), versionCommand(&f), imageCommand(&f), psCommand(&f), inspectCommand(&f),
-		planCommand(&f), explainPullCommand(&f), whyCommand(&f), checkCommand(&f), cniCommand(&f))
+		planCommand(&f), explainPullCommand(&f), whyCommand(&f), checkCommand(&f), statsCommand(&f), eventsCommand(&f), cniCommand(&f))
 	return c
 }
 
@@ -80,14 +80,16 @@ func (f *flags) load() (config.Config, error) {
 func configCommand(f *flags) *cobra.Command {
 	c := &cobra.Command{Use: "config", Short: "Show the configuration"}
 	c.AddCommand(&cobra.Command{
-		Use:   "default",
-		Short: "Print the defaults, with what each key means",
-		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return config.Print(c.OutOrStdout(), config.Default()) },
+		Use:     "default",
+		Short:   "Print the defaults, with what each key means",
+		Example: "  shim config default > /etc/shim/config.toml",
+		Args:    cobra.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return config.Print(c.OutOrStdout(), config.Default()) },
 	}, &cobra.Command{
-		Use:   "show",
-		Short: "Print the configuration in force: defaults, files and flags",
-		Args:  cobra.NoArgs,
+		Use:     "show",
+		Short:   "Print the configuration in force: defaults, files and flags",
+		Example: "  shim config show\n  shim config show --config ./config.toml --root /srv/shim",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := f.load()
 			if err != nil {

@@ -31,13 +31,18 @@ type daemon struct {
 	removed    []string
 	auth       *cri.AuthConfig
 	admin      adminDaemon
+	// asked counts the calls for statistics.
+	asked     int
+	events    []*cri.ContainerEventResponse
+	eventsEnd error
 }
 
 // adminDaemon answers the admin service.
 type adminDaemon struct {
 	admin.UnimplementedAdminServer
-	findings []*admin.Finding
-	imported *admin.ImportRequest
+	findings   []*admin.Finding
+	activities []*admin.Activity
+	imported   *admin.ImportRequest
 }
 
 func (d *daemon) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
@@ -59,11 +64,29 @@ func (d *daemon) ContainerStatus(_ context.Context, r *cri.ContainerStatusReques
 
 func (d *daemon) PodSandboxStatus(_ context.Context, r *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
 	for _, p := range d.pods {
-		if p.Id == r.PodSandboxId {
-			return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: p.Id}}, nil
+		if strings.HasPrefix(p.Id, r.PodSandboxId) {
+			return &cri.PodSandboxStatusResponse{
+				Status: &cri.PodSandboxStatus{Id: p.Id, Metadata: p.Metadata, State: p.State}, ContainersStatuses: d.statuses(p.Id),
+			}, nil
 		}
 	}
 	return nil, status.Error(codes.NotFound, "no such pod")
+}
+
+// statuses are those of a pod's containers; what has ended has never started.
+func (d *daemon) statuses(pod string) []*cri.ContainerStatus {
+	var out []*cri.ContainerStatus
+	for _, c := range d.containers {
+		if c.PodSandboxId != pod {
+			continue
+		}
+		s := &cri.ContainerStatus{Id: c.Id, Metadata: c.Metadata, State: c.State}
+		if c.State == cri.ContainerState_CONTAINER_EXITED {
+			s.ExitCode, s.Reason, s.Message = 128, "StartError", "no such file"
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 func (d *daemon) ListImages(context.Context, *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
@@ -88,6 +111,9 @@ func (d *daemon) PullImage(_ context.Context, r *cri.PullImageRequest) (*cri.Pul
 	d.auth = r.Auth
 	if r.Image.Image == "bad" {
 		return nil, status.Error(codes.NotFound, "pull image bad: no such image")
+	}
+	if r.Image.Image == "far" {
+		return nil, status.Error(codes.Unavailable, "pull image far: registry is away")
 	}
 	return &cri.PullImageResponse{ImageRef: "sha256:new"}, nil
 }

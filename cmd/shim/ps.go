@@ -25,9 +25,11 @@ func psCommand(f *flags) *cobra.Command {
 	var o output
 	var all bool
 	c := &cobra.Command{
-		Use:   "ps",
-		Short: "List pods and their containers",
-		Args:  cobra.NoArgs,
+		Use:     "ps",
+		Short:   "List pods and their containers",
+		Long:    "List the pods that are ready with their containers that run; with --all also the others. A pod's containers stand below it.",
+		Example: "  shim ps\n  shim ps -a -o json",
+		Args:    cobra.NoArgs,
 		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
 			pods, err := to.ListPodSandbox(c.Context(), &cri.ListPodSandboxRequest{})
 			if err != nil {
@@ -88,9 +90,12 @@ func lower(v, prefix string) string { return strings.ToLower(strings.TrimPrefix(
 
 func inspectCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "inspect ID",
-		Short: "Show everything about a container, a pod or an image, as JSON",
-		Args:  cobra.ExactArgs(1),
+		Use:               "inspect ID",
+		Short:             "Show everything about a container, a pod or an image, as JSON",
+		Long:              "Show everything about what ID, or a prefix of it, names, as JSON: looked for among containers, then pods, then images.",
+		Example:           "  shim inspect 9d02aa\n  shim inspect 3f1c5e | jq .status.network",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: f.completeIDs(pods | containers),
 		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
 			v, err := inspect(c, args[0], to)
 			if err != nil {

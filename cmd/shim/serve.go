@@ -28,7 +28,8 @@ func serveCommand(f *flags) *cobra.Command {
 		Short: "Run the daemon",
 		Long: "Run the daemon until SIGTERM or SIGINT. Containers run on without it; the next daemon finds them again.\n" +
 			"With NOTIFY_SOCKET set, readiness is reported once everything of before has been recovered.",
-		Args: cobra.NoArgs,
+		Example: "  shim serve\n  shim serve --config /etc/shim/config.toml --state /run/shim",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := f.load()
 			if err != nil {

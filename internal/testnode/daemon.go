@@ -185,24 +185,32 @@ func (n *Node) Log(lines int) string {
 
 // Crictl runs crictl against the node and gives its standard output.
 func (n *Node) Crictl(ctx context.Context, args ...string) (string, error) {
-	return n.command(ctx, os.Getenv(envCrictl), args...)
+	cmd := exec.CommandContext(ctx, os.Getenv(envCrictl), args...)
+	cmd.Env = n.Env()
+	return output(cmd)
 }
 
 // Shim runs the shim command, other than serve, with the node's configuration and gives its standard output.
 func (n *Node) Shim(ctx context.Context, args ...string) (string, error) {
-	return n.command(ctx, filepath.Join(Dir(), "bin", "shim"), append([]string{"--config", n.path("config.toml")}, args...)...)
+	return output(n.ShimCommand(ctx, args...))
+}
+
+// ShimCommand is such a command, not started yet, for a test that follows it.
+func (n *Node) ShimCommand(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(Dir(), "bin", "shim"), append([]string{"--config", n.path("config.toml")}, args...)...)
+	cmd.Env = n.Env()
+	return cmd
 }
 
 // Mirror lets the daemon pull from another registry by its address, over http.
 func (n *Node) Mirror(r *Registry) error { return r.writeMirrors(n.path("certs.d"), r.Host) }
 
-func (n *Node) command(ctx context.Context, program string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = n.Env()
+// output runs a command and gives what it wrote to its standard output; what it wrote to the other is in the error.
+func output(cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(append([]string{filepath.Base(cmd.Path)}, cmd.Args[1:]...), " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }
