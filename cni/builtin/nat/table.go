@@ -15,6 +15,7 @@
 package nat
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -43,6 +44,7 @@ type Table struct {
 	sock *netlink.Conn
 	obj  *objects
 	seen map[string]bool // claims of masquerading that are known to be in the kernel
+	gen  uint32          // generation of the kernel's rules at which the table was there; 0: not known
 }
 
 // Open uses the claims in dir, making it when missing. The kernel is not touched before the first change.
@@ -124,12 +126,60 @@ func (t *Table) presentLocked(family nftables.TableFamily) (bool, error) {
 	return true, nil
 }
 
+// unchangedLocked is presentLocked for the table that matters, quick while nobody has changed any rules since the last time.
+func (t *Table) unchangedLocked() (bool, error) {
+	if err := t.dialLocked(); err != nil {
+		return false, err
+	}
+	gen, err := t.generationLocked()
+	if err != nil {
+		_ = t.hangUpLocked()
+		return false, fmt.Errorf("read generation of nftables rules: %w", err)
+	}
+	if gen == t.gen {
+		return true, nil
+	}
+	present, err := t.presentLocked(nftables.TableFamilyINet)
+	if t.gen = 0; present {
+		t.gen = gen // as it was before the look: a change in between is seen next time
+	}
+	return present, err
+}
+
+// generationLocked asks for the counter of changes that the kernel keeps, per network namespace, for all of nftables.
+func (t *Table) generationLocked() (uint32, error) {
+	if err := t.sock.SetDeadline(time.Now().Add(patience)); err != nil {
+		return 0, err
+	}
+	answers, err := t.sock.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		return 0, err
+	}
+	if len(answers) != 1 || len(answers[0].Data) < 4 {
+		return 0, fmt.Errorf("%d answers", len(answers))
+	}
+	attrs, err := netlink.NewAttributeDecoder(answers[0].Data[4:])
+	if err != nil {
+		return 0, err
+	}
+	attrs.ByteOrder = binary.BigEndian
+	for attrs.Next() {
+		if attrs.Type() == unix.NFTA_GEN_ID {
+			return attrs.Uint32(), attrs.Err()
+		}
+	}
+	return 0, errors.Join(attrs.Err(), errors.New("no generation in the answer"))
+}
+
 // Masquerade makes packets from the networks masq carry the host's address, except those that stay inside one of the networks local.
 // Host ports need the pods' network among those too.
 func (t *Table) Masquerade(local, masq []netip.Prefix) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	present, err := t.presentLocked(nftables.TableFamilyINet)
+	present, err := t.unchangedLocked()
 	if err != nil {
 		return err
 	}

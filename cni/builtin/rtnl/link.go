@@ -138,6 +138,7 @@ func AddVeth(v Veth) Request {
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	data := append([]nl.NetlinkRequestData{msg}, endAttrs(v.Name, v.MAC, v.MTU)...)
+	data = append(data, oneQueue()...)
 	if v.Master != 0 {
 		data = append(data, nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.Master))))
 	}
@@ -145,7 +146,7 @@ func AddVeth(v Veth) Request {
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	for _, a := range endAttrs(v.Peer, v.PeerMAC, v.MTU) {
+	for _, a := range append(endAttrs(v.Peer, v.PeerMAC, v.MTU), oneQueue()...) {
 		peer.AddChild(a)
 	}
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.NetNS.Fd())))
@@ -162,6 +163,12 @@ func endAttrs(name string, mac net.HardwareAddr, mtu int) []nl.NetlinkRequestDat
 		data = append(data, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))))
 	}
 	return data
+}
+
+// oneQueue says how many queues an end of a pair has. Without it the kernel registers one for every CPU that the machine could have, each with
+// its directories in sysfs, and then takes all but one away (drivers/net/veth.c, veth_init_queues).
+func oneQueue() []nl.NetlinkRequestData {
+	return []nl.NetlinkRequestData{attr32(unix.IFLA_NUM_TX_QUEUES, 1), attr32(unix.IFLA_NUM_RX_QUEUES, 1)}
 }
 
 // SetUp brings the interface up, or down.
