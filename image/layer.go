@@ -149,7 +149,9 @@ func (s *Store) make(ctx context.Context, j job) (key snapshot.Key, err error) {
 		return "", err
 	}
 	defer blob.Close()
-	raw := readAhead(blob)
+	n, end := s.progress.fetching(j.blob.Digest)
+	defer end()
+	raw := readAhead(counted{blob, n})
 	defer raw.Close()
 	defer cancel()
 	res, diffID, err := s.unpack(ctx, cancel, draft, raw, j)

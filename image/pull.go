@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -63,6 +64,13 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (Image, error)
 
 func (s *Store) pull(ctx context.Context, ref registry.Reference, auth *Auth) (Image, error) {
 	start := time.Now()
+	ctx, p, end := s.progress.begin(ctx, ref)
+	defer end()
+	reporting, done := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { p.report(reporting, s.log, s.o.LogEvery) })
+	defer wg.Wait()
+	defer done()
 	repo, err := s.client.Repository(ref, auth)
 	if err != nil {
 		return Image{}, err
@@ -205,6 +213,7 @@ func (s *Store) ingest(ctx context.Context, f fetcher, want v1.Platform, top reg
 // assemble makes the layers and then the record. Until the record is written the layers are held.
 func (s *Store) assemble(ctx context.Context, f fetcher, rec *record, config *v1.Image, docs map[string][]byte) (image Image, err error) {
 	stack := newStack(s, f, rec)
+	layersOf(ctx, stack)
 	defer stack.release()
 	if err := stack.make(ctx); err != nil {
 		if errors.Is(err, errs.Exhausted) {

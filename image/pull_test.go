@@ -6,11 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -322,6 +324,63 @@ func TestCancel(t *testing.T) {
 	reg.Hook(nil)
 	n.pull(t, reg.Host+"/app:v1", nil)
 	n.clean(t)
+}
+
+// How far a pull is can be seen while it goes on, and a slow one is logged.
+func TestProgress(t *testing.T) {
+	reg := registrytest.New(t)
+	img := simple(t, "x")
+	reg.Push(t, "app", "v1", img)
+	var log lockedBuffer
+	n := openLogging(t, t.TempDir(), slog.New(slog.NewTextHandler(&log, nil)), func(o *image.Options) { o.LogEvery = 10 * time.Millisecond })
+	entered, gate := make(chan struct{}, 8), make(chan struct{})
+	reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, registrytest.Digest(img.Blobs[1])) {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(img.Blobs[1])))
+		_, _ = w.Write(img.Blobs[1][:10])
+		w.(http.Flusher).Flush()
+		entered <- struct{}{}
+		<-gate
+		_, _ = w.Write(img.Blobs[1][10:])
+		return true
+	})
+	done := make(chan error)
+	go func() { _, err := n.Pull(t.Context(), reg.Host+"/app:v1", nil); done <- err }()
+	<-entered
+	for {
+		p := n.Pulls()
+		if len(p) == 1 && p[0].Reference == reg.Host+"/app:v1" && len(p[0].Layers) == 2 && p[0].Layers[0].Done && p[0].Layers[1].Fetched == 10 &&
+			strings.Contains(log.String(), "done=1 layers=2") {
+			break
+		}
+		if t.Context().Err() != nil {
+			t.Fatalf("%+v %s", p, log.String())
+		}
+		runtime.Gosched()
+	}
+	close(gate)
+	if err := <-done; err != nil || len(n.Pulls()) != 0 {
+		t.Errorf("%v, %v", err, n.Pulls())
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // A caller that leaves does not end the pull of one who stays.

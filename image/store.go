@@ -34,23 +34,26 @@ type Options struct {
 	Pinned []string
 	// KeepUnused is how long a layer that no image needs stays, for the next attempt of a pull that failed. 0: an hour.
 	KeepUnused time.Duration
+	// LogEvery is how often a pull that takes long is logged. 0: 30 s.
+	LogEvery time.Duration
 	// MinFree is how many bytes of the file system stay free of images. 0: 64 MiB.
 	MinFree uint64
 }
 
 // Store is the images of this node. Safe for concurrent use.
 type Store struct {
-	o       Options
-	snap    *snapshot.Store
-	log     *slog.Logger
-	client  *registry.Client
-	cat     *catalog
-	pulls   flight.Group[pullKey, Image]
-	layers  flight.Group[string, snapshot.Key]
-	slots   chan struct{} // one token per layer at work
-	quit    chan struct{} // closes to end sweep
-	swept   chan struct{} // closes when sweep has ended
-	closing sync.Once
+	o        Options
+	snap     *snapshot.Store
+	log      *slog.Logger
+	client   *registry.Client
+	cat      *catalog
+	pulls    flight.Group[pullKey, Image]
+	layers   flight.Group[string, snapshot.Key]
+	progress progress
+	slots    chan struct{} // one token per layer at work
+	quit     chan struct{} // closes to end sweep
+	swept    chan struct{} // closes when sweep has ended
+	closing  sync.Once
 	// collect is held shared from when a pull takes note of its layers until its record is written, and alone by Collect.
 	collect sync.RWMutex
 }
@@ -62,6 +65,9 @@ func Open(o Options, snap *snapshot.Store, log *slog.Logger) (*Store, error) {
 	}
 	if o.MaxLayers == 0 {
 		o.MaxLayers = snapshot.MaxLayers
+	}
+	if o.LogEvery == 0 {
+		o.LogEvery = 30 * time.Second
 	}
 	if o.KeepUnused == 0 {
 		o.KeepUnused = time.Hour

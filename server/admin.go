@@ -71,6 +71,8 @@ type AdminOptions struct {
 	Planner    Planner
 	Watcher    Watcher
 	Checker    Checker
+	// Pulls lists the pulls under way.
+	Pulls func() []*admin.Pull
 	Log        *slog.Logger
 }
 
@@ -153,6 +155,14 @@ func (s *adminService) Why(_ context.Context, r *admin.WhyRequest) (*admin.WhyRe
 		}
 	}
 	return resp, nil
+}
+
+// Pulls implements admin.AdminServer.
+func (s *adminService) Pulls(context.Context, *admin.PullsRequest) (*admin.PullsResponse, error) {
+	if s.o.Pulls == nil {
+		return nil, missing("pulls")
+	}
+	return &admin.PullsResponse{Pulls: s.o.Pulls()}, nil
 }
 
 // Check implements admin.AdminServer.

@@ -18,6 +18,7 @@ import (
 	"crishim.dev/image"
 	"crishim.dev/image/registry"
 	"crishim.dev/launch"
+	"crishim.dev/proto/admin"
 	"crishim.dev/server"
 	"crishim.dev/snapshot"
 )
@@ -67,6 +68,19 @@ func (a imageAdapter) List() []server.Image {
 
 // Remove implements server.Images.
 func (a imageAdapter) Remove(ctx context.Context, ref string) error { return a.store.Remove(ctx, ref) }
+
+// Pulls lists the pulls under way in the admin service's terms.
+func (a imageAdapter) Pulls() []*admin.Pull {
+	var out []*admin.Pull
+	for _, p := range a.store.Pulls() {
+		pull := &admin.Pull{Reference: p.Reference, Since: p.Since.UnixNano()}
+		for _, l := range p.Layers {
+			pull.Layers = append(pull.Layers, &admin.PullLayer{Digest: l.Digest, Size: l.Size, Fetched: l.Fetched, Done: l.Done})
+		}
+		out = append(out, pull)
+	}
+	return out
+}
 
 // Import implements server.Importer.
 func (a imageAdapter) Import(ctx context.Context, path, name string) ([]server.Image, error) {

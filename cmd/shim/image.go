@@ -17,7 +17,7 @@ import (
 
 func imageCommand(f *flags) *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "Manage images"}
-	c.AddCommand(importCommand(f), pullCommand(f), imageListCommand(f), imageRemoveCommand(f), imageInspectCommand(f), pruneCommand(f))
+	c.AddCommand(importCommand(f), pullCommand(f), pullsCommand(f), imageListCommand(f), imageRemoveCommand(f), imageInspectCommand(f), pruneCommand(f))
 	return c
 }
 
@@ -45,41 +45,6 @@ func importCommand(f *flags) *cobra.Command {
 	}
 	c.Flags().StringVar(&name, "name", "", "name for the image in the archive that has none")
 	return c
-}
-
-func pullCommand(f *flags) *cobra.Command {
-	var user string
-	c := &cobra.Command{
-		Use:     "pull IMAGE",
-		Short:   "Fetch an image and print its id",
-		Example: "  shim image pull docker.io/library/busybox:1.36\n  shim image pull --user joe registry.example/web:1 < password",
-		Args:    cobra.ExactArgs(1),
-		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
-			auth, err := credentials(user, c.InOrStdin())
-			if err != nil {
-				return err
-			}
-			resp, err := to.images.PullImage(c.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: args[0]}, Auth: auth})
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(c.OutOrStdout(), resp.ImageRef)
-			return nil
-		}),
-	}
-	c.Flags().StringVar(&user, "user", "", "name at the registry; the password is read from standard input, so that no process list shows it")
-	return c
-}
-
-func credentials(user string, in io.Reader) (*cri.AuthConfig, error) {
-	if user == "" {
-		return nil, nil
-	}
-	password, err := io.ReadAll(io.LimitReader(in, 64<<10))
-	if err != nil {
-		return nil, fmt.Errorf("read password: %w", err)
-	}
-	return &cri.AuthConfig{Username: user, Password: strings.TrimRight(string(password), "\r\n")}, nil
 }
 
 func imageListCommand(f *flags) *cobra.Command {

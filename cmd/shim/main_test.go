@@ -43,6 +43,7 @@ type adminDaemon struct {
 	findings   []*admin.Finding
 	activities []*admin.Activity
 	imported   *admin.ImportRequest
+	pulls      []*admin.Pull
 }
 
 func (d *daemon) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
@@ -125,6 +126,10 @@ func (d *adminDaemon) Import(_ context.Context, r *admin.ImportRequest) (*admin.
 
 func (d *adminDaemon) Plan(_ context.Context, r *admin.PlanRequest) (*admin.PlanResponse, error) {
 	return &admin.PlanResponse{Text: "plan of " + r.ContainerId + "\n"}, nil
+}
+
+func (d *adminDaemon) Pulls(context.Context, *admin.PullsRequest) (*admin.PullsResponse, error) {
+	return &admin.PullsResponse{Pulls: d.pulls}, nil
 }
 
 func (d *adminDaemon) Check(context.Context, *admin.CheckRequest) (*admin.CheckResponse, error) {

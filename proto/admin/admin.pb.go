@@ -70,7 +70,7 @@ func (x Finding_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Level.Descriptor instead.
 func (Finding_Level) EnumDescriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12, 0}
+	return file_admin_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type VersionRequest struct {
@@ -580,6 +580,220 @@ func (x *Activity) GetSince() int64 {
 	return 0
 }
 
+type PullsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullsRequest) Reset() {
+	*x = PullsRequest{}
+	mi := &file_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullsRequest) ProtoMessage() {}
+
+func (x *PullsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullsRequest.ProtoReflect.Descriptor instead.
+func (*PullsRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{10}
+}
+
+type PullsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pulls         []*Pull                `protobuf:"bytes,1,rep,name=pulls,proto3" json:"pulls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullsResponse) Reset() {
+	*x = PullsResponse{}
+	mi := &file_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullsResponse) ProtoMessage() {}
+
+func (x *PullsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullsResponse.ProtoReflect.Descriptor instead.
+func (*PullsResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PullsResponse) GetPulls() []*Pull {
+	if x != nil {
+		return x.Pulls
+	}
+	return nil
+}
+
+// Pull is an image being pulled.
+type Pull struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image's full name: "docker.io/library/busybox:latest".
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// When it began, in nanoseconds of Unix time.
+	Since int64 `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Bottom first; none while the manifest is being looked for.
+	Layers        []*PullLayer `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pull) Reset() {
+	*x = Pull{}
+	mi := &file_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pull) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pull) ProtoMessage() {}
+
+func (x *Pull) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pull.ProtoReflect.Descriptor instead.
+func (*Pull) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Pull) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *Pull) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Pull) GetLayers() []*PullLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+type PullLayer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes, as they are sent.
+	Size    int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Fetched int64 `protobuf:"varint,3,opt,name=fetched,proto3" json:"fetched,omitempty"`
+	// Unpacked and complete; fetched may be less than size where it was on disk before.
+	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullLayer) Reset() {
+	*x = PullLayer{}
+	mi := &file_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullLayer) ProtoMessage() {}
+
+func (x *PullLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullLayer.ProtoReflect.Descriptor instead.
+func (*PullLayer) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PullLayer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PullLayer) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PullLayer) GetFetched() int64 {
+	if x != nil {
+		return x.Fetched
+	}
+	return 0
+}
+
+func (x *PullLayer) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -588,7 +802,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +814,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +827,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type CheckResponse struct {
@@ -625,7 +839,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +851,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +864,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -673,7 +887,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +899,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +912,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Finding) GetLevel() Finding_Level {
@@ -758,6 +972,18 @@ const file_admin_proto_rawDesc = "" +
 	"\toperation\x18\x03 \x01(\tR\toperation\x12\x14\n" +
 	"\x05stage\x18\x04 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\x03R\x05since\"\x0e\n" +
+	"\fPullsRequest\":\n" +
+	"\rPullsResponse\x12)\n" +
+	"\x05pulls\x18\x01 \x03(\v2\x13.shim.admin.v1.PullR\x05pulls\"l\n" +
+	"\x04Pull\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x120\n" +
+	"\x06layers\x18\x03 \x03(\v2\x18.shim.admin.v1.PullLayerR\x06layers\"e\n" +
+	"\tPullLayer\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
+	"\afetched\x18\x03 \x01(\x03R\afetched\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"\x0e\n" +
 	"\fCheckRequest\"C\n" +
 	"\rCheckResponse\x122\n" +
 	"\bfindings\x18\x01 \x03(\v2\x16.shim.admin.v1.FindingR\bfindings\"\x93\x01\n" +
@@ -768,12 +994,13 @@ const file_admin_proto_rawDesc = "" +
 	"\x05Level\x12\x06\n" +
 	"\x02OK\x10\x00\x12\b\n" +
 	"\x04NOTE\x10\x01\x12\a\n" +
-	"\x03BAD\x10\x022\xe5\x02\n" +
+	"\x03BAD\x10\x022\xab\x03\n" +
 	"\x05Admin\x12J\n" +
 	"\aVersion\x12\x1d.shim.admin.v1.VersionRequest\x1a\x1e.shim.admin.v1.VersionResponse\"\x00\x12G\n" +
 	"\x06Import\x12\x1c.shim.admin.v1.ImportRequest\x1a\x1d.shim.admin.v1.ImportResponse\"\x00\x12A\n" +
 	"\x04Plan\x12\x1a.shim.admin.v1.PlanRequest\x1a\x1b.shim.admin.v1.PlanResponse\"\x00\x12>\n" +
 	"\x03Why\x12\x19.shim.admin.v1.WhyRequest\x1a\x1a.shim.admin.v1.WhyResponse\"\x00\x12D\n" +
+	"\x05Pulls\x12\x1b.shim.admin.v1.PullsRequest\x1a\x1c.shim.admin.v1.PullsResponse\"\x00\x12D\n" +
 	"\x05Check\x12\x1b.shim.admin.v1.CheckRequest\x1a\x1c.shim.admin.v1.CheckResponse\"\x00B\x19Z\x17crishim.dev/proto/adminb\x06proto3"
 
 var (
@@ -789,7 +1016,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_admin_proto_goTypes = []any{
 	(Finding_Level)(0),      // 0: shim.admin.v1.Finding.Level
 	(*VersionRequest)(nil),  // 1: shim.admin.v1.VersionRequest
@@ -802,30 +1029,38 @@ var file_admin_proto_goTypes = []any{
 	(*WhyRequest)(nil),      // 8: shim.admin.v1.WhyRequest
 	(*WhyResponse)(nil),     // 9: shim.admin.v1.WhyResponse
 	(*Activity)(nil),        // 10: shim.admin.v1.Activity
-	(*CheckRequest)(nil),    // 11: shim.admin.v1.CheckRequest
-	(*CheckResponse)(nil),   // 12: shim.admin.v1.CheckResponse
-	(*Finding)(nil),         // 13: shim.admin.v1.Finding
+	(*PullsRequest)(nil),    // 11: shim.admin.v1.PullsRequest
+	(*PullsResponse)(nil),   // 12: shim.admin.v1.PullsResponse
+	(*Pull)(nil),            // 13: shim.admin.v1.Pull
+	(*PullLayer)(nil),       // 14: shim.admin.v1.PullLayer
+	(*CheckRequest)(nil),    // 15: shim.admin.v1.CheckRequest
+	(*CheckResponse)(nil),   // 16: shim.admin.v1.CheckResponse
+	(*Finding)(nil),         // 17: shim.admin.v1.Finding
 }
 var file_admin_proto_depIdxs = []int32{
 	5,  // 0: shim.admin.v1.ImportResponse.images:type_name -> shim.admin.v1.ImportedImage
 	10, // 1: shim.admin.v1.WhyResponse.activities:type_name -> shim.admin.v1.Activity
-	13, // 2: shim.admin.v1.CheckResponse.findings:type_name -> shim.admin.v1.Finding
-	0,  // 3: shim.admin.v1.Finding.level:type_name -> shim.admin.v1.Finding.Level
-	1,  // 4: shim.admin.v1.Admin.Version:input_type -> shim.admin.v1.VersionRequest
-	3,  // 5: shim.admin.v1.Admin.Import:input_type -> shim.admin.v1.ImportRequest
-	6,  // 6: shim.admin.v1.Admin.Plan:input_type -> shim.admin.v1.PlanRequest
-	8,  // 7: shim.admin.v1.Admin.Why:input_type -> shim.admin.v1.WhyRequest
-	11, // 8: shim.admin.v1.Admin.Check:input_type -> shim.admin.v1.CheckRequest
-	2,  // 9: shim.admin.v1.Admin.Version:output_type -> shim.admin.v1.VersionResponse
-	4,  // 10: shim.admin.v1.Admin.Import:output_type -> shim.admin.v1.ImportResponse
-	7,  // 11: shim.admin.v1.Admin.Plan:output_type -> shim.admin.v1.PlanResponse
-	9,  // 12: shim.admin.v1.Admin.Why:output_type -> shim.admin.v1.WhyResponse
-	12, // 13: shim.admin.v1.Admin.Check:output_type -> shim.admin.v1.CheckResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	13, // 2: shim.admin.v1.PullsResponse.pulls:type_name -> shim.admin.v1.Pull
+	14, // 3: shim.admin.v1.Pull.layers:type_name -> shim.admin.v1.PullLayer
+	17, // 4: shim.admin.v1.CheckResponse.findings:type_name -> shim.admin.v1.Finding
+	0,  // 5: shim.admin.v1.Finding.level:type_name -> shim.admin.v1.Finding.Level
+	1,  // 6: shim.admin.v1.Admin.Version:input_type -> shim.admin.v1.VersionRequest
+	3,  // 7: shim.admin.v1.Admin.Import:input_type -> shim.admin.v1.ImportRequest
+	6,  // 8: shim.admin.v1.Admin.Plan:input_type -> shim.admin.v1.PlanRequest
+	8,  // 9: shim.admin.v1.Admin.Why:input_type -> shim.admin.v1.WhyRequest
+	11, // 10: shim.admin.v1.Admin.Pulls:input_type -> shim.admin.v1.PullsRequest
+	15, // 11: shim.admin.v1.Admin.Check:input_type -> shim.admin.v1.CheckRequest
+	2,  // 12: shim.admin.v1.Admin.Version:output_type -> shim.admin.v1.VersionResponse
+	4,  // 13: shim.admin.v1.Admin.Import:output_type -> shim.admin.v1.ImportResponse
+	7,  // 14: shim.admin.v1.Admin.Plan:output_type -> shim.admin.v1.PlanResponse
+	9,  // 15: shim.admin.v1.Admin.Why:output_type -> shim.admin.v1.WhyResponse
+	12, // 16: shim.admin.v1.Admin.Pulls:output_type -> shim.admin.v1.PullsResponse
+	16, // 17: shim.admin.v1.Admin.Check:output_type -> shim.admin.v1.CheckResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -839,7 +1074,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

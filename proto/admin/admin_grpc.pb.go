@@ -24,6 +24,7 @@ const (
 	Admin_Import_FullMethodName  = "/shim.admin.v1.Admin/Import"
 	Admin_Plan_FullMethodName    = "/shim.admin.v1.Admin/Plan"
 	Admin_Why_FullMethodName     = "/shim.admin.v1.Admin/Why"
+	Admin_Pulls_FullMethodName   = "/shim.admin.v1.Admin/Pulls"
 	Admin_Check_FullMethodName   = "/shim.admin.v1.Admin/Check"
 )
 
@@ -41,6 +42,8 @@ type AdminClient interface {
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// Why tells what operations on a pod and its containers are under way, and since when.
 	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
+	// Pulls tells which images are being pulled, and how far each is.
+	Pulls(ctx context.Context, in *PullsRequest, opts ...grpc.CallOption) (*PullsResponse, error)
 	// Check compares the host with what is needed, and the store with the kernel.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
 }
@@ -93,6 +96,16 @@ func (c *adminClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.Call
 	return out, nil
 }
 
+func (c *adminClient) Pulls(ctx context.Context, in *PullsRequest, opts ...grpc.CallOption) (*PullsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PullsResponse)
+	err := c.cc.Invoke(ctx, Admin_Pulls_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CheckResponse)
@@ -117,6 +130,8 @@ type AdminServer interface {
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// Why tells what operations on a pod and its containers are under way, and since when.
 	Why(context.Context, *WhyRequest) (*WhyResponse, error)
+	// Pulls tells which images are being pulled, and how far each is.
+	Pulls(context.Context, *PullsRequest) (*PullsResponse, error)
 	// Check compares the host with what is needed, and the store with the kernel.
 	Check(context.Context, *CheckRequest) (*CheckResponse, error)
 	mustEmbedUnimplementedAdminServer()
@@ -140,6 +155,9 @@ func (UnimplementedAdminServer) Plan(context.Context, *PlanRequest) (*PlanRespon
 }
 func (UnimplementedAdminServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedAdminServer) Pulls(context.Context, *PullsRequest) (*PullsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Pulls not implemented")
 }
 func (UnimplementedAdminServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Check not implemented")
@@ -237,6 +255,24 @@ func _Admin_Why_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Pulls_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PullsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Pulls(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Pulls_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Pulls(ctx, req.(*PullsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CheckRequest)
 	if err := dec(in); err != nil {
@@ -277,6 +313,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Why",
 			Handler:    _Admin_Why_Handler,
+		},
+		{
+			MethodName: "Pulls",
+			Handler:    _Admin_Pulls_Handler,
 		},
 		{
 			MethodName: "Check",
