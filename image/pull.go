@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -140,9 +141,28 @@ func (s *Store) allowed(ctx context.Context, repo *registry.Repository, ref regi
 type signatures struct{ r remote }
 
 // Manifest is signature.Source's.
-func (g signatures) Manifest(ctx context.Context, tag string) ([]byte, error) {
-	_, b, err := g.r.repo.Manifest(ctx, tag)
+func (g signatures) Manifest(ctx context.Context, version string) ([]byte, error) {
+	_, b, err := g.r.repo.Manifest(ctx, version)
 	return b, err
+}
+
+// Referrers is signature.Source's.
+func (g signatures) Referrers(ctx context.Context, digest, artifactType string) ([]v1.Descriptor, error) {
+	b, err := g.r.repo.Referrers(ctx, digest, artifactType)
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := parseDocument(b, v1.MediaTypeImageIndex)
+	if err != nil {
+		return nil, err
+	}
+	// A registry need not filter.
+	return slices.DeleteFunc(d.Manifests, func(m v1.Descriptor) bool {
+		return m.ArtifactType != artifactType || !registry.ValidDigest(string(m.Digest))
+	}), nil
 }
 
 // Blob is signature.Source's.

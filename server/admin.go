@@ -73,7 +73,7 @@ type AdminOptions struct {
 	Checker    Checker
 	// Pulls lists the pulls under way.
 	Pulls func() []*admin.Pull
-	Log        *slog.Logger
+	Log   *slog.Logger
 }
 
 // Admin answers the admin service. Safe for concurrent use.

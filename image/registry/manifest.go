@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -59,26 +60,53 @@ func (r *Repository) Manifest(ctx context.Context, version string) (d Descriptor
 	return d, b, err
 }
 
+// Referrers fetches the index of the manifests that say they are about the one with the digest: from the registry's list, or from
+// the tag that stands in for one where a registry keeps none (distribution specification 1.1). artifactType is a wish, not a filter.
+func (r *Repository) Referrers(ctx context.Context, digest, artifactType string) (b []byte, err error) {
+	err = r.each(ctx, digest, func(e *endpoint) error {
+		address := r.url(e, "referrers", digest)
+		sep := "?"
+		if strings.Contains(address, sep) {
+			sep = "&"
+		}
+		_, b, err = r.document(ctx, e, address+sep+url.Values{"artifactType": {artifactType}}.Encode())
+		return err
+	})
+	if errors.Is(err, errs.NotFound) {
+		_, b, err = r.Manifest(ctx, strings.Replace(digest, ":", "-", 1))
+	}
+	return b, err
+}
+
+// document reads a manifest or a list of them.
+func (r *Repository) document(ctx context.Context, e *endpoint, address string) (http.Header, []byte, error) {
+	resp, err := r.get(ctx, e, http.MethodGet, address, http.Header{"Accept": {manifestTypes()}})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1))
+	if err != nil {
+		return nil, nil, transportError("read manifest", err)
+	}
+	if len(b) > MaxManifest {
+		return nil, nil, errs.Newf(errs.Invalid, "read manifest: larger than %d bytes", MaxManifest)
+	}
+	return resp.Header, b, nil
+}
+
 func (r *Repository) manifestFrom(ctx context.Context, e *endpoint, version string) (d Descriptor, b []byte, err error) {
-	resp, err := r.get(ctx, e, http.MethodGet, r.url(e, "manifests", version), http.Header{"Accept": {manifestTypes()}})
+	header, b, err := r.document(ctx, e, r.url(e, "manifests", version))
 	if err != nil {
 		return d, nil, err
 	}
-	defer resp.Body.Close()
-	b, err = io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1))
-	if err != nil {
-		return d, nil, transportError("read manifest", err)
-	}
-	if len(b) > MaxManifest {
-		return d, nil, errs.Newf(errs.Invalid, "read manifest: larger than %d bytes", MaxManifest)
-	}
 	sum := sha256.Sum256(b)
 	d = Descriptor{Digest: "sha256:" + hex.EncodeToString(sum[:]), Size: int64(len(b))}
-	d.MediaType, _, _ = strings.Cut(resp.Header.Get("Content-Type"), ";")
+	d.MediaType, _, _ = strings.Cut(header.Get("Content-Type"), ";")
 	d.MediaType = strings.TrimSpace(d.MediaType)
 	wants := version
 	if !ValidDigest(version) {
-		wants = resp.Header.Get("Docker-Content-Digest")
+		wants = header.Get("Docker-Content-Digest")
 	}
 	if ValidDigest(wants) && wants != d.Digest {
 		return d, nil, errs.Newf(errs.Invalid, "read manifest from %s: its digest is %s, not %s", e.host.Base.Host, d.Digest, wants)

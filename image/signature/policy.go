@@ -118,11 +118,17 @@ func (r *rule) load(dir string) error {
 		if err != nil {
 			return fmt.Errorf("read key %s: %w", k, err)
 		}
-		v, err := sigstore.LoadVerifier(key, crypto.SHA256)
-		if err != nil {
-			return fmt.Errorf("read key %s: %w", k, err)
+		// cosign's own signatures are over SHA-256, those in bundles over what suits the key.
+		for _, load := range []func() (sigstore.Verifier, error){
+			func() (sigstore.Verifier, error) { return sigstore.LoadVerifier(key, crypto.SHA256) },
+			func() (sigstore.Verifier, error) { return sigstore.LoadDefaultVerifier(key) },
+		} {
+			v, err := load()
+			if err != nil {
+				return fmt.Errorf("read key %s: %w", k, err)
+			}
+			r.verifiers = append(r.verifiers, v)
 		}
-		r.verifiers = append(r.verifiers, v)
 	}
 	return nil
 }

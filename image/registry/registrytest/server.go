@@ -39,6 +39,8 @@ type Server struct {
 	hook      func(w http.ResponseWriter, r *http.Request) bool
 	users     map[string]string
 	bearer    bool
+
+	noReferrers bool
 }
 
 type document struct {
@@ -87,6 +89,13 @@ func (s *Server) Users(users map[string]string, bearer bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users, s.bearer = users, bearer
+}
+
+// NoReferrers makes the registry one that keeps no list of referrers.
+func (s *Server) NoReferrers() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noReferrers = true
 }
 
 // Requests lists "METHOD path" of all requests so far that contain part.
@@ -162,7 +171,34 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.blob(w, r, digest)
 		return
 	}
+	if repository, digest, ok := strings.Cut(path, "/referrers/"); ok {
+		s.referrers(w, repository, digest)
+		return
+	}
 	w.WriteHeader(http.StatusOK)
+}
+
+// referrers lists the manifests with this subject, unless the registry keeps no list.
+func (s *Server) referrers(w http.ResponseWriter, repository, digest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noReferrers {
+		fail(w, http.StatusNotFound, "UNSUPPORTED", "no such thing")
+		return
+	}
+	index := v1.Index{MediaType: v1.MediaTypeImageIndex}
+	index.SchemaVersion = 2
+	for name, doc := range s.manifests {
+		var m v1.Manifest
+		if !strings.HasPrefix(name, repository+"@") || json.Unmarshal(doc.body, &m) != nil || m.Subject == nil || string(m.Subject.Digest) != digest {
+			continue
+		}
+		index.Manifests = append(index.Manifests, v1.Descriptor{
+			MediaType: doc.mediaType, Digest: DigestOf(doc.body), Size: int64(len(doc.body)), ArtifactType: m.ArtifactType,
+		})
+	}
+	w.Header().Set("Content-Type", index.MediaType)
+	_ = json.NewEncoder(w).Encode(index)
 }
 
 func (s *Server) authorized(w http.ResponseWriter, r *http.Request) bool {
