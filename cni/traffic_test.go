@@ -330,3 +330,21 @@ func TestStaleFlowsAreDropped(t *testing.T) {
 		p.Kill()
 	}
 }
+
+// With enabledad an address that somebody has already is refused.
+func TestDuplicateAddress(t *testing.T) {
+	n := open(t, nil)
+	conf := strings.Replace(listOf("x", "fd00:4::/64"), `"isDefaultGateway"`, `"enabledad":true,"isDefaultGateway"`, 1)
+	write(t, n, "10-x.conflist", conf)
+	thief, pod := testpod.New(t, 1), podOf(testpod.New(t, 2))
+	r := attach(t, n, podOf(thief))
+	thief.Do(t, func() error { return setAddresses("eth0", r.IPs[0].Next().String()+"/64") })
+	before := testpod.Links(t)
+	_, err := n.Attach(context.Background(), pod)
+	if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "address "+r.IPs[0].Next().String()+" of interface eth0 is somebody else's too") {
+		t.Errorf("error %v", err)
+	}
+	if after := testpod.Links(t); !slices.Equal(before, after) {
+		t.Errorf("links before %q after %q", before, after)
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/cni/builtin/testpod"
@@ -142,6 +143,7 @@ func (s *side) look() {
 		}
 		s.lookQdiscs(l)
 	}
+	s.lookVLANs(links)
 	if _, err := os.Stat(s.pod.Path); err == nil {
 		s.pod.Do(s.t, func() error {
 			for _, l := range testpod.Links(s.t) {
@@ -150,10 +152,55 @@ func (s *side) look() {
 			if eth, err := net.InterfaceByName(ifName); err == nil {
 				s.note("pod eth0 flags %s", eth.Flags&^net.FlagRunning) // the kernel sets that when it gets to it
 			}
-			return nil
+			return s.lookDAD()
 		})
 	}
-	slices.Sort(s.log[len(s.log)-0:])
+}
+
+// lookVLANs writes down the VLANs of bridge ports.
+func (s *side) lookVLANs(links []netlink.Link) {
+	all, err := netlink.BridgeVlanList()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var out []string
+	for _, l := range links {
+		if l.Type() != "veth" {
+			continue
+		}
+		var ids []string
+		for _, v := range all[int32(l.Attrs().Index)] {
+			ids = append(ids, fmt.Sprintf("%d untagged %t pvid %t", v.Vid, v.EngressUntag(), v.PortVID()))
+		}
+		out = append(out, fmt.Sprintf("node port VLANs %q", ids))
+	}
+	slices.Sort(out)
+	s.log = append(s.log, out...)
+}
+
+// lookDAD writes down which of the pod's IPv6 addresses can't be used yet, or never, for want of proof that nobody else has them.
+func (s *side) lookDAD() error {
+	l, err := netlink.LinkByName(ifName)
+	if err != nil {
+		return nil //nolint:nilerr // no interface has no addresses
+	}
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			s.note("pod %s tentative %t failed %t", a.IPNet, a.Flags&unix.IFA_F_TENTATIVE != 0, a.Flags&unix.IFA_F_DADFAILED != 0)
+		}
+	}
+	return err
+}
+
+// bridge makes the bridge with an address before anybody else does.
+func (s *side) bridge(addr string) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "br9"
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		s.t.Fatal(err)
+	}
+	addresses(s.t, "br9", addr)
 }
 
 func (s *side) lookQdiscs(l netlink.Link) {
@@ -268,18 +315,37 @@ func TestEqualToUpstream(t *testing.T) {
 		"hairpin":         {config: chainOf("1.0.0", `"isGateway":true,"hairpinMode":true`, subnet, "")},
 		"isolation":       {config: chainOf("1.0.0", `"isGateway":true,"portIsolation":true`, subnet, "")},
 		"promiscuous":     {config: chainOf("1.0.0", `"isGateway":true,"promiscMode":true`, subnet, "")},
-		"layer 2":         {config: chainOf("1.0.0", `"mtu":1300`, "", ""), steps: func(s *side) { s.add(); s.look(); s.del(); s.look() }},
-		"layer 2, down":   {config: chainOf("1.0.0", `"disableContainerInterface":true`, "", ""), steps: func(s *side) { s.add(); s.look(); s.del(); s.look() }},
-		"down with ipam":  {config: chainOf("1.0.0", `"disableContainerInterface":true`, subnet, ""), steps: refused},
-		"requested":       {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.7.0.77"}, {"MAC", "02:11:22:33:44:55"}}},
-		"requested, out":  {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.8.0.77"}}, steps: refused},
-		"requested, gw":   {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.7.0.1"}}, steps: refused},
-		"unknown args":    {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"COLOR", "blue"}}, steps: refused},
-		"too small":       {config: chainOf("1.0.0", `"isGateway":true`, `"subnet":"10.7.0.0/31"`, ""), steps: refused},
-		"host bits":       {config: chainOf("1.0.0", `"isGateway":true`, `"subnet":"10.7.0.5/24"`, ""), steps: refused},
-		"overlap":         {config: chainOf("1.0.0", `"isGateway":true`, `"ranges":[[{"subnet":"10.7.0.0/16"}],[{"subnet":"10.7.5.0/24"}]]`, ""), steps: refused},
-		"with loopback":   {config: strings.Replace(chainOf("1.0.0", `"isGateway":true`, subnet, ""), `"plugins":[`, `"plugins":[{"type":"loopback"},`, 1), steps: func(s *side) { s.add(); s.look(); s.del() }},
-		"loopback alone":  {config: `{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}`, steps: func(s *side) { s.add(); s.check(); s.del(); s.look() }},
+		"vlan":            {config: chainOf("1.0.0", `"vlan":5`, subnet, "")},
+		"vlan, gateway":   {config: chainOf("1.0.0", `"isGateway":true,"vlan":5`, subnet, "")},
+		"vlan, kept":      {config: chainOf("1.0.0", `"vlan":5,"preserveDefaultVlan":true`, subnet, "")},
+		"vlan, not kept":  {config: chainOf("1.0.0", `"vlan":5,"preserveDefaultVlan":false`, subnet, "")},
+		"vlan, too great": {config: chainOf("1.0.0", `"vlan":4095`, subnet, ""), steps: refused},
+		"trunk":           {config: chainOf("1.0.0", `"vlanTrunk":[{"id":7},{"minID":10,"maxID":12}]`, "", ""), steps: func(s *side) { s.add(); s.look(); s.del(); s.look() }},
+		"trunk and vlan":  {config: chainOf("1.0.0", `"vlan":5,"vlanTrunk":[{"id":7}],"preserveDefaultVlan":false`, "", ""), steps: func(s *side) { s.add(); s.look(); s.del(); s.look() }},
+		"trunk, bad":      {config: chainOf("1.0.0", `"vlanTrunk":[{"minID":12,"maxID":10}]`, "", ""), steps: refused},
+		"dad":             {config: chainOf("1.0.0", `"isGateway":true,"enabledad":true`, `"subnet":"fd00:7::/64"`, "")},
+		"forced address": {config: chainOf("1.0.0", `"isGateway":true,"forceAddress":true`, subnet, ""), steps: func(s *side) {
+			s.bridge("10.7.0.99/24")
+			s.add()
+			s.look()
+			s.del()
+		}},
+		"another address": {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), steps: func(s *side) {
+			s.bridge("10.7.0.99/24")
+			s.add()
+		}},
+		"layer 2":        {config: chainOf("1.0.0", `"mtu":1300`, "", ""), steps: func(s *side) { s.add(); s.look(); s.del(); s.look() }},
+		"layer 2, down":  {config: chainOf("1.0.0", `"disableContainerInterface":true`, "", ""), steps: func(s *side) { s.add(); s.look(); s.del(); s.look() }},
+		"down with ipam": {config: chainOf("1.0.0", `"disableContainerInterface":true`, subnet, ""), steps: refused},
+		"requested":      {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.7.0.77"}, {"MAC", "02:11:22:33:44:55"}}},
+		"requested, out": {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.8.0.77"}}, steps: refused},
+		"requested, gw":  {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"IgnoreUnknown", "1"}, {"IP", "10.7.0.1"}}, steps: refused},
+		"unknown args":   {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), args: [][2]string{{"COLOR", "blue"}}, steps: refused},
+		"too small":      {config: chainOf("1.0.0", `"isGateway":true`, `"subnet":"10.7.0.0/31"`, ""), steps: refused},
+		"host bits":      {config: chainOf("1.0.0", `"isGateway":true`, `"subnet":"10.7.0.5/24"`, ""), steps: refused},
+		"overlap":        {config: chainOf("1.0.0", `"isGateway":true`, `"ranges":[[{"subnet":"10.7.0.0/16"}],[{"subnet":"10.7.5.0/24"}]]`, ""), steps: refused},
+		"with loopback":  {config: strings.Replace(chainOf("1.0.0", `"isGateway":true`, subnet, ""), `"plugins":[`, `"plugins":[{"type":"loopback"},`, 1), steps: func(s *side) { s.add(); s.look(); s.del() }},
+		"loopback alone": {config: `{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}`, steps: func(s *side) { s.add(); s.check(); s.del(); s.look() }},
 		"add twice": {config: chainOf("1.0.0", `"isGateway":true`, subnet, ""), steps: func(s *side) {
 			s.add()
 			s.add()

@@ -17,6 +17,22 @@ import (
 // portPatience is how long a new interface may take to come up.
 const portPatience = 3 * time.Second
 
+// proofPatience is how long the proof that nobody else has an address may take: a second as a rule.
+const proofPatience = 10 * time.Second
+
+// awaitProof waits until the interface's IPv6 addresses are known to be nobody else's (RFC 4862, 5.4); for who asks for that.
+func awaitProof(ctx context.Context, on *rtnl.Conn, l rtnl.Link) error {
+	ctx, cancel := context.WithTimeout(ctx, proofPatience)
+	defer cancel()
+	return await(ctx, "duplicate address detection on "+l.Name, func() (bool, error) {
+		tentative, duplicate, err := on.Unproven(l.Index)
+		if err == nil && len(duplicate) > 0 {
+			err = errs.Newf(errs.Precondition, "address %s of interface %s is somebody else's too", duplicate[0], l.Name)
+		}
+		return len(tentative) == 0, err
+	})
+}
+
 // awaitReady waits until packets get to the pod and from it. The kernel leaves the last steps to workers: both ends of the pair notice
 // their carrier, then the bridge forwards and IPv6 is set up; an IPv6 address joins the group in which neighbours look for it. As a rule
 // all is done before we ask, but under load a pod's first packets would be lost, a DNS query perhaps.

@@ -208,6 +208,11 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	} else if err := h.awaitReady(ctx, veth.Name, pod, eth, res); err != nil {
 		return nil, err
 	}
+	if conf.EnableDAD {
+		if err := awaitProof(ctx, pod, eth); err != nil {
+			return nil, err
+		}
+	}
 	res.Interfaces = []*current.Interface{
 		{Name: br.Name, Mac: br.MAC.String()},
 		{Name: veth.Name, Mac: veth.MAC.String()},

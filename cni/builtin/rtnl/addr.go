@@ -39,7 +39,30 @@ func DeleteAddr(index int, addr netip.Prefix) Request {
 
 // Addrs lists the addresses of the interface with that index, both families.
 func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
-	return c.dumpAddrs(newAddrDump("list addresses", unix.RTM_GETADDR, unix.AF_UNSPEC, index), unix.RTM_NEWADDR, index)
+	list, err := c.dumpAddrs(newAddrDump("list addresses", unix.RTM_GETADDR, unix.AF_UNSPEC, index), unix.RTM_NEWADDR, index)
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]netip.Prefix, len(list))
+	for i, a := range list {
+		addrs[i] = a.Prefix
+	}
+	return addrs, nil
+}
+
+// Unproven lists the IPv6 addresses of the interface with that index that can't be used: tentative ones until nobody has been found who has
+// them too, duplicates for ever.
+func (c *Conn) Unproven(index int) (tentative, duplicate []netip.Addr, err error) {
+	list, err := c.dumpAddrs(newAddrDump("list addresses", unix.RTM_GETADDR, unix.AF_INET6, index), unix.RTM_NEWADDR, index)
+	for _, a := range list {
+		switch {
+		case a.flags&unix.IFA_F_DADFAILED != 0:
+			duplicate = append(duplicate, a.Addr())
+		case a.flags&unix.IFA_F_TENTATIVE != 0:
+			tentative = append(tentative, a.Addr())
+		}
+	}
+	return tentative, duplicate, err
 }
 
 // Groups lists the IPv6 multicast groups that the interface with that index has joined.
@@ -62,12 +85,18 @@ func newAddrDump(what string, typ, family, index int) Request {
 	return newRequest(what, typ, unix.NLM_F_DUMP, msg)
 }
 
-func (c *Conn) dumpAddrs(r Request, typ uint16, index int) ([]netip.Prefix, error) {
+// address is one as the kernel has it.
+type address struct {
+	netip.Prefix
+	flags uint32 // IFA_F_… of linux/if_addr.h
+}
+
+func (c *Conn) dumpAddrs(r Request, typ uint16, index int) ([]address, error) {
 	out, err := c.query(r, typ)
 	if err != nil {
 		return nil, err
 	}
-	var addrs []netip.Prefix
+	var addrs []address
 	for _, b := range out {
 		if len(b) < unix.SizeofIfAddrmsg {
 			return nil, fmt.Errorf("parse address: %d bytes", len(b))
@@ -78,14 +107,18 @@ func (c *Conn) dumpAddrs(r Request, typ uint16, index int) ([]netip.Prefix, erro
 			return nil, fmt.Errorf("parse address: %w", err)
 		}
 		var ip netip.Addr
+		flags := uint32(info.Flags)
 		for _, a := range attrs {
+			if a.Attr.Type == unix.IFA_FLAGS && len(a.Value) == 4 {
+				flags = binary.NativeEndian.Uint32(a.Value)
+			}
 			// IFA_ADDRESS is the far end on a point-to-point link; IFA_LOCAL, where present, is ours.
 			if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_MULTICAST || a.Attr.Type == unix.IFA_ADDRESS && !ip.IsValid() {
 				ip, _ = netip.AddrFromSlice(a.Value)
 			}
 		}
 		if ip.IsValid() && int(info.Index) == index {
-			addrs = append(addrs, netip.PrefixFrom(ip, int(info.Prefixlen)))
+			addrs = append(addrs, address{netip.PrefixFrom(ip, int(info.Prefixlen)), flags})
 		}
 	}
 	return addrs, nil

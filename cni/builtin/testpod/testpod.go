@@ -135,6 +135,9 @@ func (p *Pod) Kill() {
 	_ = os.Remove(p.Path)
 }
 
+// Gone says that Kill was called.
+func (p *Pod) Gone() bool { return p.gone.Load() }
+
 // Do runs f inside the pod's namespace.
 func (p *Pod) Do(t testing.TB, f func() error) {
 	t.Helper()
