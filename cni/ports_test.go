@@ -3,13 +3,45 @@
 package cni
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"crishim.dev/cni/builtin/testpod"
 )
+
+// needVLANs skips a test where the kernel's bridges have no VLANs (CONFIG_BRIDGE_VLAN_FILTERING).
+func needVLANs(t *testing.T) {
+	t.Helper()
+	testpod.Node(t)
+	attrs, filtering := netlink.NewLinkAttrs(), true
+	attrs.Name = "vlans0"
+	br := &netlink.Bridge{LinkAttrs: attrs, VlanFiltering: &filtering}
+	if err := netlink.LinkAdd(br); errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("needs a kernel with CONFIG_BRIDGE_VLAN_FILTERING")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkDel(br); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Without VLANs in the kernel the reason says so, and nothing is left.
+func TestNoVLANs(t *testing.T) {
+	n := open(t, nil)
+	write(t, n, "10-x.conflist", strings.Replace(listOf("x", "10.4.0.0/24"), `"isDefaultGateway"`, `"vlan":5,"isDefaultGateway"`, 1))
+	_, err := n.Attach(t.Context(), podOf(testpod.New(t, 1)))
+	if err != nil && !strings.Contains(err.Error(), "CONFIG_BRIDGE_VLAN_FILTERING") {
+		t.Errorf("error %v", err)
+	}
+	if leases, e := n.host.Leases("x"); err != nil && (e != nil || len(leases) > 0) {
+		t.Errorf("left %v, %v", leases, e)
+	}
+}
 
 // What separates the ports of a bridge does so for packets: pods that are isolated reach the node and not each other; pods of two VLANs
 // don't reach each other, those of one do.
@@ -23,6 +55,9 @@ func TestSeparatedPods(t *testing.T) {
 		"plain":    {[3]string{`"mtu":1400`, `"mtu":1400`, `"mtu":1400`}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "vlans" {
+				needVLANs(t)
+			}
 			n := open(t, nil)
 			var pods [3]*testpod.Pod
 			var ips [3]string

@@ -84,7 +84,11 @@ func createBridge(conf *bridgeConf) error {
 	if filtering := conf.usesVLANs(); filtering {
 		br.VlanFiltering = &filtering
 	}
-	if err := netlink.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
+	err = netlink.LinkAdd(br)
+	if errors.Is(err, unix.EOPNOTSUPP) && br.VlanFiltering != nil {
+		return errs.Newf(errs.Unsupported, "create bridge %s: VLANs need a kernel with CONFIG_BRIDGE_VLAN_FILTERING: %w", conf.Bridge, err)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("create bridge %s: %w", conf.Bridge, err)
 	}
 	// The routes of this interface are ours: a pod that sends router advertisements must not change them. Without duplicate address detection
