@@ -58,6 +58,10 @@ test-arm64: ## unit tests of the arm64 build under qemu-user
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	hack/fuzz $(FUZZTIME)
 
+.PHONY: mutate
+mutate: deps build ## drop each field of each CRI request: the test that docs/cri.md names must fail (root; minutes)
+	go run ./hack/mutate -o docs/mutations.md
+
 .PHONY: bench
 bench: deps build ## time every RPC on a throw-away node; COUNT pods (50)
 	hack/bench/run -n $(COUNT)
@@ -104,6 +108,7 @@ cross: ## build and vet for arm64, tests included
 nightly: verify lint cross race test ## everything long
 	$(MAKE) fuzz FUZZTIME=60s
 	$(MAKE) critest ROUNDS=3
+	$(MAKE) mutate
 	$(MAKE) kubelet-smoke
 	$(MAKE) bench
 

@@ -160,20 +160,20 @@ func (h *hierarchy) initCpuset(p string, isNew bool, cpus, mems string) error {
 				continue
 			}
 		}
-		want := []string{cpus, mems}[i]
-		if want == "" {
-			b, err := h.read(path.Dir(p), file)
-			if err != nil {
+		b, err := h.read(path.Dir(p), file)
+		if err != nil {
+			return err
+		}
+		if len(b) <= 1 { // "\n": not initialised either, and nothing is a subset of that
+			if err := h.initCpuset(path.Dir(p), false, "", ""); err != nil {
 				return err
 			}
-			if len(b) <= 1 { // "\n": not initialised either
-				if err := h.initCpuset(path.Dir(p), false, "", ""); err != nil {
-					return err
-				}
-				if b, err = h.read(path.Dir(p), file); err != nil {
-					return err
-				}
+			if b, err = h.read(path.Dir(p), file); err != nil {
+				return err
 			}
+		}
+		want := []string{cpus, mems}[i]
+		if want == "" {
 			want = string(b)
 		}
 		if err := h.write(p, file, want); err != nil {

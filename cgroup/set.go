@@ -223,7 +223,12 @@ func (l limits) setPids() error {
 // no reason to refuse them.
 func (l limits) setHugepages() error {
 	if len(l.Hugepages) != 0 && !l.m.Has("hugetlb") {
-		l.m.warnOnce("huge page limits are ignored: this host has no hugetlb cgroup controller")
+		for size, v := range l.Hugepages {
+			if v != 0 {
+				return errs.Newf(errs.Unsupported, "set hugepage_limits: %s of %s pages: this host has no hugetlb cgroup controller", strconv.FormatUint(v, 10), size)
+			}
+		}
+		l.m.warnOnce("huge page limits of 0 are ignored: this host has no hugetlb cgroup controller")
 		return nil
 	}
 	for _, size := range slices.Sorted(maps.Keys(l.Hugepages)) {

@@ -128,6 +128,9 @@ func identify(sc *cri.LinuxContainerSecurityContext, imageUser string, a account
 		group = strconv.FormatInt(g.GetValue(), 10)
 	}
 	id, name, err := findUser(spec, a)
+	if err != nil && sc.GetRunAsUsername() != "" {
+		err = fmt.Errorf("run_as_username: %w", err)
+	}
 	if err != nil {
 		return identity{}, err
 	}

@@ -61,6 +61,9 @@ func (m *Manager) start(ctx context.Context, id ID) error {
 	}
 	p, err := m.launch(ctx, r, box)
 	if err != nil {
+		if m.oomKilled(r) { // the launch itself is counted, before execve
+			err = errs.Newf(errs.Precondition, "%w: memory_limit_in_bytes %d is too low to start in", err, r.Resources.GetMemoryLimitInBytes())
+		}
 		return m.startFailed(ctx, r, err)
 	}
 	m.mu.Lock()

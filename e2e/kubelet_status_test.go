@@ -127,7 +127,7 @@ func TestKubelet06_ExecTimeoutIsDeadlineExceeded(t *testing.T) {
 	n := node(t)
 	c := kit.RunPod(t, n).Run(testimage.Busybox, kit.Sleep())
 	_, err := c.ExecSync(1, "sh", "-c", "sleep 600 & sleep 600")
-	wantCode(t, err, codes.DeadlineExceeded)
+	wantCode(t, err, codes.DeadlineExceeded, "did not end within 1s")
 	kit.Until(t, func() error {
 		if out := c.Exec("sh", "-c", "pgrep sleep | wc -l"); strings.TrimSpace(out) != "1" {
 			return fmt.Errorf("%s processes named sleep; want the container's own only", strings.TrimSpace(out))

@@ -18,8 +18,11 @@ import (
 // shared is the package's node, set once by TestMain.
 var shared *testnode.Node
 
+// handler is a RuntimeClass's, besides the default one.
+const handler = "[runtime.handlers.fast]\ntype = \"shim\"\n"
+
 func TestMain(m *testing.M) {
-	os.Exit(kit.Main(m, testnode.Options{}, func(n *testnode.Node) { shared = n }))
+	os.Exit(kit.Main(m, testnode.Options{Config: handler}, func(n *testnode.Node) { shared = n }))
 }
 
 // node is the package's node, for a test that may run beside others.

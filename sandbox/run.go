@@ -94,7 +94,7 @@ func (m *Manager) run(ctx context.Context, cfg *cri.PodSandboxConfig, handler st
 	}
 	cg, err := m.o.Cgroups.Pod(cfg.GetLinux().GetCgroupParent(), string(id))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("run pod: linux.cgroup_parent: %w", err)
 	}
 	r := &record{Sandbox: Sandbox{
 		ID: id, State: Creating, Config: cfg, Handler: handler, CreatedAt: time.Now(), Cgroup: cg,

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,14 +20,18 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/container"
+	"crishim.dev/internal/crifield"
 	"crishim.dev/internal/errs"
 	"crishim.dev/sandbox"
 	"crishim.dev/stats"
 	"crishim.dev/stream"
 )
+
+func TestMain(m *testing.M) { os.Exit(crifield.Run(m)) }
 
 // node fakes all managers: it keeps objects in maps and changes their states as the real ones do, and writes down what
 // it was asked.
@@ -44,8 +49,10 @@ type node struct {
 	// stdout is what ExecSync returns.
 	stdout, stderr []byte
 	panics         bool
-	events         chan *cri.ContainerEventResponse
-	next           int
+	// asked has the requests that the last calls had a URL made of, or credentials.
+	asked  []proto.Message
+	events chan *cri.ContainerEventResponse
+	next   int
 }
 
 func newNode() *node {
@@ -83,6 +90,25 @@ func (n *node) transcript() string {
 func (n *node) id(prefix string) string {
 	n.next++
 	return prefix + strings.Repeat("0", 60-len(prefix)) + fmt.Sprintf("%04d", n.next)
+}
+
+func (n *node) note(m proto.Message) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked = append(n.asked, proto.Clone(m))
+}
+
+// notedURLs are those of a streaming server, with the requests noted.
+type notedURLs struct {
+	URLs
+	*node
+}
+
+func (u notedURLs) Exec(r *cri.ExecRequest) (string, error)     { u.note(r); return u.URLs.Exec(r) }
+func (u notedURLs) Attach(r *cri.AttachRequest) (string, error) { u.note(r); return u.URLs.Attach(r) }
+func (u notedURLs) PortForward(r *cri.PortForwardRequest) (string, error) {
+	u.note(r)
+	return u.URLs.PortForward(r)
 }
 
 type fakePods struct{ *node }
@@ -252,6 +278,7 @@ func (n fakeContainers) Attach(context.Context, container.ID, stream.IO) error {
 type fakeImages struct{ *node }
 
 func (n fakeImages) Pull(ctx context.Context, ref string, auth *cri.AuthConfig) (string, error) {
+	n.note(auth)
 	return "sha256:pulled", n.called(ctx, "image.Pull", ref, auth.GetUsername())
 }
 
@@ -368,7 +395,7 @@ func serveFakes(t *testing.T) *served {
 		Version: "v0.0.0-dev+g123", Default: Handler{RecursiveReadOnlyMounts: true}, Handlers: []Handler{{Name: "fast"}},
 		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true}, Info: func() map[string]string { return map[string]string{"config": "{}"} },
 		Sandboxes: fakePods{n}, Containers: ctrs, Execs: ctrs, Images: fakeImages{n}, Network: fakeNetwork{n}, Stats: fakeStats{n},
-		Events: fakeEvents{n}, URLs: streams, Log: log,
+		Events: fakeEvents{n}, URLs: notedURLs{streams, n}, Log: log,
 	})
 	l, err := Listen(t.Context(), s.socket)
 	if err != nil {
@@ -391,8 +418,8 @@ func serveFakes(t *testing.T) *served {
 
 func dialSocket(t *testing.T, path string) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+	conn, err := grpc.NewClient("unix://"+path, append(crifield.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))...)
 	if err != nil {
 		t.Fatal(err)
 	}

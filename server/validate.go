@@ -19,6 +19,8 @@ const (
 	maxName = 253
 	// maxPath bounds paths: PATH_MAX less its NUL.
 	maxPath = 4095
+	// maxElement bounds one element of a path: NAME_MAX.
+	maxElement = 255
 	// maxArgument bounds one argument or variable: the kernel's MAX_ARG_STRLEN less its NUL.
 	maxArgument = 128<<10 - 1
 )

@@ -64,6 +64,11 @@ func (f *fields) logPath(p string) {
 	if len(p) > maxPath {
 		f.bad("log_path", "is longer than %d bytes", maxPath)
 	}
+	for element := range strings.SplitSeq(p, "/") {
+		if len(element) > maxElement {
+			f.bad("log_path", "has an element of more than %d bytes", maxElement)
+		}
+	}
 	if !filepath.IsLocal(p) || filepath.Clean(p) == "." {
 		f.bad("log_path", "%q is no file below the pod's log directory", p)
 	}

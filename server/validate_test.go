@@ -352,6 +352,14 @@ func TestOtherRequestsNameTheFault(t *testing.T) {
 			_, err := s.UpdatePodSandboxResources(ctx, &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &cri.LinuxContainerResources{CpuShares: -1}})
 			return err
 		}},
+		{"overhead.oom_score_adj", func() error {
+			_, err := s.UpdatePodSandboxResources(ctx, &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Overhead: &cri.LinuxContainerResources{OomScoreAdj: 5}})
+			return err
+		}},
+		{"resources.oom_score_adj", func() error {
+			_, err := s.UpdatePodSandboxResources(ctx, &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &cri.LinuxContainerResources{OomScoreAdj: 5}})
+			return err
+		}},
 		{"filter.state", func() error {
 			_, err := s.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{State: &cri.PodSandboxStateValue{State: 9}}})
 			return err

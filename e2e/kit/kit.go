@@ -18,6 +18,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/internal/crifield"
 	"crishim.dev/internal/testnode"
 	"crishim.dev/internal/testnode/testimage"
 )
@@ -54,7 +55,7 @@ func Main(m *testing.M, o testnode.Options, set func(*testnode.Node)) int {
 		return 1
 	}
 	set(n)
-	code = m.Run()
+	code = crifield.Run(m)
 	for _, left := range n.Clean(ctx) {
 		fmt.Printf("left behind: %s\n", left)
 		code = max(code, 1)

@@ -43,6 +43,7 @@ func floors() map[string]int {
 		"internal/testnode": kit,
 		"internal/census":   kit,
 		"internal/archtest": kit,
+		"internal/crifield": kit,
 	}
 }
 
@@ -52,7 +53,7 @@ func outside() map[string][]string {
 	return map[string][]string{
 		"google.golang.org/grpc/codes":           {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode"},
 		"google.golang.org/grpc/status":          {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode"},
-		"google.golang.org/grpc":                 {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode"},
+		"google.golang.org/grpc":                 {"server", "proto/admin", "e2e", "hack", "cmd/shim", "internal/testnode", "internal/crifield"},
 		"github.com/spf13/cobra":                 {"cmd/shim"},
 		"github.com/containernetworking":         {"cni"},
 		"github.com/google/nftables":             {"cni"},

@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/census"
+	"crishim.dev/internal/crifield"
 )
 
 // Options say how a node is made. The zero value is a node with the built-in network and all images.
@@ -100,8 +101,8 @@ func (n *Node) start(ctx context.Context, o Options) error {
 	if err := n.writeConfig(o.Config); err != nil {
 		return err
 	}
-	n.Conn, err = grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)))
+	n.Conn, err = grpc.NewClient("unix://"+n.Socket, append(crifield.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)))...)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
