@@ -92,7 +92,7 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth *Auth) (I
 		rec.Tags = []string{ref.String()}
 	}
 	rec.addDigest(ref.Name()+"@"+top.Digest, ref.Digest != "")
-	image, err := s.ingest(ctx, remote{repo}, s.o.Platform, top, b, rec)
+	image, err := s.ingest(ctx, remote{repo, s.partials}, s.o.Platform, top, b, rec)
 	if err != nil {
 		return Image{}, err
 	}
@@ -134,7 +134,7 @@ func (s *Store) allowed(ctx context.Context, repo *registry.Repository, ref regi
 	if err != nil {
 		return err
 	}
-	return policy.Check(ctx, ref.Name(), digest, signatures{remote{repo}})
+	return policy.Check(ctx, ref.Name(), digest, signatures{remote{repo: repo}})
 }
 
 // signatures gets the documents of signatures from a registry.
@@ -180,7 +180,11 @@ func (g signatures) Repository(reference string) string {
 }
 
 // remote gets an image's parts from a registry.
-type remote struct{ repo *registry.Repository }
+type remote struct {
+	repo *registry.Repository
+	// partials keeps beginnings of blobs; nil: nothing does.
+	partials *partials
+}
 
 func (r remote) manifest(ctx context.Context, d registry.Descriptor) ([]byte, error) {
 	_, b, err := r.repo.Manifest(ctx, d.Digest)
@@ -188,7 +192,11 @@ func (r remote) manifest(ctx context.Context, d registry.Descriptor) ([]byte, er
 }
 
 func (r remote) blob(ctx context.Context, d registry.Descriptor) (blobReader, error) {
-	return newChecked(r.repo.Blob(ctx, d), d), nil
+	if r.partials == nil || d.Size <= keepWindow {
+		return newChecked(r.repo.Blob(ctx, d, 0), d), nil
+	}
+	b, err := r.partials.open(ctx, r.repo, d)
+	return newChecked(b, d), err
 }
 
 // ingest makes an image present from wherever f gets it: the manifest for the platform, its configuration, its layers, its record.

@@ -43,10 +43,10 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	return s.collectOld(ctx, e.image.Layers)
 }
 
-// Collect removes the layers that no image, no snapshot and no pull needs. It is safe beside pulls: a pull holds its layers until its
+// Collect removes the layers, and beginnings of layers, that no image, no snapshot and no pull needs. It is safe beside pulls: a pull holds its layers until its
 // record is written.
 func (s *Store) Collect(ctx context.Context) error {
-	return s.collectLayers(ctx, func(snapshot.Layer) bool { return true })
+	return errors.Join(s.partials.collect(0), s.collectLayers(ctx, func(snapshot.Layer) bool { return true }))
 }
 
 // Release removes those of the layers that nothing needs any more. It is called when a snapshot of them is gone: an image that was

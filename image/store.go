@@ -4,7 +4,9 @@ package image
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -34,6 +36,8 @@ type Options struct {
 	Pinned []string
 	// KeepUnused is how long a layer that no image needs stays, for the next attempt of a pull that failed. 0: an hour.
 	KeepUnused time.Duration
+	// Slow is how long a layer must be expected to take for its beginning to be kept, for a pull that is cut off. 0: 30 s.
+	Slow time.Duration
 	// LogEvery is how often a pull that takes long is logged. 0: 30 s.
 	LogEvery time.Duration
 	// MinFree is how many bytes of the file system stay free of images. 0: 64 MiB.
@@ -50,6 +54,7 @@ type Store struct {
 	pulls    flight.Group[pullKey, Image]
 	layers   flight.Group[string, snapshot.Key]
 	progress progress
+	partials *partials
 	slots    chan struct{} // one token per layer at work
 	quit     chan struct{} // closes to end sweep
 	swept    chan struct{} // closes when sweep has ended
@@ -66,6 +71,9 @@ func Open(o Options, snap *snapshot.Store, log *slog.Logger) (*Store, error) {
 	if o.MaxLayers == 0 {
 		o.MaxLayers = snapshot.MaxLayers
 	}
+	if o.Slow == 0 {
+		o.Slow = 30 * time.Second
+	}
 	if o.LogEvery == 0 {
 		o.LogEvery = 30 * time.Second
 	}
@@ -81,13 +89,17 @@ func Open(o Options, snap *snapshot.Store, log *slog.Logger) (*Store, error) {
 	if o.Platform.Architecture == "" {
 		o.Platform.Architecture = runtime.GOARCH
 	}
+	partials, err := openPartials(filepath.Join(o.Dir, "partial"), o.Slow, log)
+	if err != nil {
+		return nil, err
+	}
 	cat, err := openCatalog(o.Dir, o.Pinned, snap, log)
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{
 		o: o, snap: snap, log: log, cat: cat, client: registry.New(o.Registry), slots: make(chan struct{}, o.Parallel),
-		quit: make(chan struct{}), swept: make(chan struct{}),
+		partials: partials, quit: make(chan struct{}), swept: make(chan struct{}),
 	}
 	go s.sweep()
 	return s, nil
@@ -115,7 +127,7 @@ func (s *Store) sweep() {
 		case <-s.quit:
 			return
 		case <-tick.C:
-			s.note(ctx, "Cannot remove unused layers.", s.collectOld(ctx, nil))
+			s.note(ctx, "Cannot remove unused layers.", errors.Join(s.partials.collect(s.o.KeepUnused), s.collectOld(ctx, nil)))
 		}
 	}
 }

@@ -14,11 +14,11 @@ import (
 	"crishim.dev/internal/errs"
 )
 
-// Blob reads a blob's content, all d.Size bytes of it and no more. It connects with the first Read, continues a broken connection
+// Blob reads a blob's content from the byte from on, up to its d.Size bytes and no more. It connects with the first Read, continues a broken connection
 // where it broke (by Range, or by reading again up to there), and goes on to the next host when one fails for good.
 // The content is not checked against the digest.
-func (r *Repository) Blob(ctx context.Context, d Descriptor) io.ReadCloser {
-	return &blob{ctx: ctx, repo: r, d: d}
+func (r *Repository) Blob(ctx context.Context, d Descriptor, from int64) io.ReadCloser {
+	return &blob{ctx: ctx, repo: r, d: d, off: from}
 }
 
 // blob is a Blob being read. Not safe for concurrent use.
