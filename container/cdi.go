@@ -16,6 +16,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
+	"crishim.dev/container/process"
 	"crishim.dev/internal/errs"
 	"crishim.dev/sandbox"
 )
@@ -46,7 +47,7 @@ type injectedMount struct {
 
 // resolveCDI finds the devices that the request names in the CDI specifications of dirs and adds what they bring to environment
 // and groups to p. The specifications are read anew each time: device plugins write them right before they are asked for.
-func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process) (injected, error) {
+func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process.Process) (injected, error) {
 	if len(cfg.GetCDIDevices()) == 0 {
 		return injected{}, nil
 	}
@@ -72,7 +73,7 @@ func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process) (injected, 
 	if err != nil {
 		return in, fmt.Errorf("CDI_devices: %s: %w", strings.Join(names, ", "), err)
 	}
-	if err := checkStrings("CDI_devices: environment", spec.Process.Env); err != nil {
+	if err := process.CheckStrings("CDI_devices: environment", spec.Process.Env); err != nil {
 		return in, err
 	}
 	p.Env = override(p.Env, spec.Process.Env)

@@ -12,13 +12,12 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/container/process"
 	"crishim.dev/image"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/progress"
@@ -138,7 +137,7 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 	if err := checkUsers(box, cfg, proc); err != nil {
 		return nil, err
 	}
-	signal, err := stopSignal(cfg.GetStopSignal(), img.Config.StopSignal)
+	signal, err := process.StopSignal(cfg.GetStopSignal(), img.Config.StopSignal)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +157,7 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 		Container: Container{
 			ID: id, Sandbox: box.ID, State: Creating, Config: cfg, ImageID: img.ID, ImageRef: imageRef(img), CreatedAt: time.Now(),
 			LogPath: logPath, Cgroup: m.o.Cgroups.Container(box.Cgroup, string(id)), Resources: res, StopSignal: signal,
-			User: proc.user(),
+			User: proc.User(),
 		},
 		Process: proc, Layers: img.Layers, Volumes: volumes(img, injected.mounts(cfg, sandbox.Range{})), CDI: injected,
 	}, nil
@@ -180,40 +179,20 @@ func newID() (ID, error) {
 	return ID(hex.EncodeToString(b[:])), nil
 }
 
-func (m *Manager) resolveProcess(ctx context.Context, box sandbox.Sandbox, cfg *cri.ContainerConfig, img image.Image) (process, error) {
-	args, err := command(cfg, img.Config)
-	if err != nil {
-		return process{}, err
-	}
-	acc, err := m.accounts.get(ctx, m.o.Snapshots, img)
-	if err != nil {
-		return process{}, err
-	}
-	who, err := identify(security(cfg), img.Config.User, acc)
-	if err != nil {
-		return process{}, err
-	}
+// resolveProcess is the first process as request, image and pod say.
+func (m *Manager) resolveProcess(ctx context.Context, box sandbox.Sandbox, cfg *cri.ContainerConfig, img image.Image) (process.Process, error) {
 	hostname := box.Config.GetHostname()
 	if box.HostNetwork() || hostname == "" {
+		var err error
 		if hostname, err = os.Hostname(); err != nil {
-			return process{}, err
+			return process.Process{}, err
 		}
 	}
-	env, err := environment(cfg, img.Config, hostname, who.home)
+	accounts, err := m.accounts.Of(ctx, m.o.Snapshots, img)
 	if err != nil {
-		return process{}, err
+		return process.Process{}, err
 	}
-	cwd := cfg.GetWorkingDir()
-	if cwd == "" {
-		cwd = img.Config.WorkingDir
-	}
-	if cwd == "" {
-		cwd = "/"
-	}
-	if !path.IsAbs(cwd) || strings.ContainsRune(cwd, 0) {
-		return process{}, errs.Newf(errs.Invalid, "working_dir: %q is not an absolute path", cwd)
-	}
-	return process{Args: args, Env: env, Cwd: path.Clean(cwd), UID: who.uid, GID: who.gid, Groups: who.groups}, nil
+	return process.Resolve(cfg, img.Config, accounts, hostname)
 }
 
 // logPath joins the pod's directory and the container's file name; empty when either is missing.
@@ -294,44 +273,4 @@ func (m *Manager) leftover(r *record, cause error) *record {
 			r.FinishedAt, r.ExitCode, r.Reason, r.Message = time.Now(), 255, "Unknown", cause.Error()
 		}
 	})
-}
-
-// accountsCache remembers the accounts of images used of late: reading them takes a mount.
-type accountsCache struct {
-	mu sync.Mutex
-	// byImage has at most accountsCached entries. Guarded by mu.
-	byImage map[string]accounts
-}
-
-// accountsCached bounds the cache; accountsKept is the size in bytes of the largest entry it takes.
-const (
-	accountsCached = 64
-	accountsKept   = 16 << 10
-)
-
-func (c *accountsCache) get(ctx context.Context, snaps viewer, img image.Image) (accounts, error) {
-	c.mu.Lock()
-	a, ok := c.byImage[img.ID]
-	c.mu.Unlock()
-	if ok {
-		return a, nil
-	}
-	root, err := snaps.View(ctx, img.Layers)
-	if err != nil {
-		return a, err
-	}
-	defer root.Close()
-	if a, err = readAccounts(root); err != nil {
-		return a, err
-	}
-	if len(a.passwd)+len(a.group) > accountsKept {
-		return a, nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.byImage == nil || len(c.byImage) >= accountsCached {
-		c.byImage = map[string]accounts{}
-	}
-	c.byImage[img.ID] = a
-	return a, nil
 }

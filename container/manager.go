@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"crishim.dev/cgroup"
+	"crishim.dev/container/process"
 	"crishim.dev/image"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/flight"
@@ -99,7 +100,7 @@ type Manager struct {
 	locks    keylock.Locks
 	creates  flight.Group[string, ID]
 	starts   flight.Group[ID, struct{}]
-	accounts accountsCache
+	accounts process.AccountsCache
 	// underWay is what Activities tells.
 	underWay progress.Table
 	warned   warnings

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/container/process"
 	"crishim.dev/sandbox"
 	"crishim.dev/snapshot"
 )
@@ -17,7 +18,7 @@ import (
 // record is what the store keeps of a container. A record is immutable once the manager has it: a change makes a new one (with).
 type record struct {
 	Container
-	Process process
+	Process process.Process
 	// Layers is the image's file system, bottom first.
 	Layers []snapshot.Key
 	// Volumes are the image's VOLUMEs that no mount of the request covers.
@@ -26,39 +27,29 @@ type record struct {
 	CDI injected
 }
 
-// process is the first process as resolved from image and request.
-type process struct {
-	Args   []string `json:"args"`
-	Env    []string `json:"env"`
-	Cwd    string   `json:"cwd"`
-	UID    uint32   `json:"uid"`
-	GID    uint32   `json:"gid"`
-	Groups []uint32 `json:"groups,omitempty"`
-}
-
 // stored is the record's form in the store.
 type stored struct {
-	ID         ID             `json:"id"`
-	Sandbox    sandbox.ID     `json:"sandbox"`
-	State      State          `json:"state"`
-	Config     []byte         `json:"config"`              // protobuf
-	Resources  []byte         `json:"resources,omitempty"` // protobuf
-	ImageID    string         `json:"image_id"`
-	ImageRef   string         `json:"image_ref"`
-	PID        int            `json:"pid,omitempty"`
-	CreatedAt  time.Time      `json:"created_at"`
-	StartedAt  time.Time      `json:"started_at,omitzero"`
-	FinishedAt time.Time      `json:"finished_at,omitzero"`
-	ExitCode   int32          `json:"exit_code,omitempty"`
-	Reason     string         `json:"reason,omitempty"`
-	Message    string         `json:"message,omitempty"`
-	LogPath    string         `json:"log_path,omitempty"`
-	Cgroup     string         `json:"cgroup"`
-	StopSignal string         `json:"stop_signal"`
-	Process    process        `json:"process"`
-	Layers     []snapshot.Key `json:"layers"`
-	Volumes    []string       `json:"volumes,omitempty"`
-	CDI        injected       `json:"cdi,omitzero"`
+	ID         ID              `json:"id"`
+	Sandbox    sandbox.ID      `json:"sandbox"`
+	State      State           `json:"state"`
+	Config     []byte          `json:"config"`              // protobuf
+	Resources  []byte          `json:"resources,omitempty"` // protobuf
+	ImageID    string          `json:"image_id"`
+	ImageRef   string          `json:"image_ref"`
+	PID        int             `json:"pid,omitempty"`
+	CreatedAt  time.Time       `json:"created_at"`
+	StartedAt  time.Time       `json:"started_at,omitzero"`
+	FinishedAt time.Time       `json:"finished_at,omitzero"`
+	ExitCode   int32           `json:"exit_code,omitempty"`
+	Reason     string          `json:"reason,omitempty"`
+	Message    string          `json:"message,omitempty"`
+	LogPath    string          `json:"log_path,omitempty"`
+	Cgroup     string          `json:"cgroup"`
+	StopSignal string          `json:"stop_signal"`
+	Process    process.Process `json:"process"`
+	Layers     []snapshot.Key  `json:"layers"`
+	Volumes    []string        `json:"volumes,omitempty"`
+	CDI        injected        `json:"cdi,omitzero"`
 }
 
 // with gives a changed copy.
@@ -102,16 +93,8 @@ func decodeRecord(b []byte) (*record, error) {
 		PID: s.PID, CreatedAt: s.CreatedAt, StartedAt: s.StartedAt, FinishedAt: s.FinishedAt, ExitCode: s.ExitCode,
 		Reason: s.Reason, Message: s.Message, LogPath: s.LogPath, Cgroup: s.Cgroup, StopSignal: s.StopSignal,
 	}
-	c.User = s.Process.user()
+	c.User = s.Process.User()
 	return &record{Container: c, Process: s.Process, Layers: s.Layers, Volumes: s.Volumes, CDI: s.CDI}, nil
-}
-
-func (p *process) user() *cri.LinuxContainerUser {
-	u := &cri.LinuxContainerUser{Uid: int64(p.UID), Gid: int64(p.GID)}
-	for _, g := range p.Groups {
-		u.SupplementalGroups = append(u.SupplementalGroups, int64(g))
-	}
-	return u
 }
 
 func nameKey(pod sandbox.ID, m *cri.ContainerMetadata) string {

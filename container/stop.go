@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/container/process"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/progress"
 	"crishim.dev/sandbox"
@@ -98,7 +99,7 @@ func (m *Manager) askToStop(r *record, pidfd *os.File) error {
 	if again {
 		return nil
 	}
-	sig, err := parseSignal(r.StopSignal)
+	sig, err := process.ParseSignal(r.StopSignal)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/container/process"
 	"crishim.dev/internal/errs"
 	"crishim.dev/launch"
 	"crishim.dev/sandbox"
@@ -17,7 +18,7 @@ import (
 
 // checkUsers refuses what does not fit the pod's user namespace: other mappings than its own, the host's pid namespace, users and
 // groups that it has no ids for. A container that says nothing has the pod's.
-func checkUsers(box sandbox.Sandbox, cfg *cri.ContainerConfig, p process) error {
+func checkUsers(box sandbox.Sandbox, cfg *cri.ContainerConfig, p process.Process) error {
 	ids, mapped := box.Users()
 	if u := security(cfg).GetNamespaceOptions().GetUsernsOptions(); u != nil {
 		if asks := u.GetMode() == cri.NamespaceMode_POD; asks != mapped {

@@ -16,13 +16,7 @@ import (
 
 	"crishim.dev/internal/fsx"
 	"crishim.dev/launch"
-	"crishim.dev/snapshot"
 )
-
-// viewer gives a read-only look at an image's file system.
-type viewer interface {
-	View(ctx context.Context, layers []snapshot.Key) (*os.File, error)
-}
 
 // volumeDir is the directory of a container's i-th image VOLUME.
 func (m *Manager) volumeDir(id ID, i int) string {

@@ -1,89 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package process
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/moby/sys/user"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/errs"
-	"crishim.dev/internal/fsx"
 )
-
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// command applies Kubernetes' rules: the request's command replaces the image's entrypoint and drops the image's arguments; its
-// args replace the image's arguments.
-func command(cfg *cri.ContainerConfig, img v1.ImageConfig) ([]string, error) {
-	entry, args := cfg.GetCommand(), cfg.GetArgs()
-	if len(entry) == 0 {
-		entry = img.Entrypoint
-		if len(args) == 0 {
-			args = img.Cmd
-		}
-	}
-	out := slices.Concat(entry, args)
-	if len(out) == 0 || out[0] == "" {
-		return nil, errs.Newf(errs.Invalid, "no command: neither the request nor the image has one")
-	}
-	return out, checkStrings("command", out)
-}
-
-// environment is the image's, then the request's over it, with the defaults that are missing then (KUBELET.md 23).
-func environment(cfg *cri.ContainerConfig, img v1.ImageConfig, hostname, home string) ([]string, error) {
-	var out []string
-	index := map[string]int{}
-	set := func(kv string, replace bool) {
-		key, _, _ := strings.Cut(kv, "=")
-		if i, ok := index[key]; ok {
-			if replace {
-				out[i] = kv
-			}
-			return
-		}
-		index[key] = len(out)
-		out = append(out, kv)
-	}
-	set(defaultPath, true)
-	if hostname != "" {
-		set("HOSTNAME="+hostname, true)
-	}
-	if cfg.GetTty() {
-		set("TERM=xterm", true)
-	}
-	for _, kv := range img.Env {
-		set(kv, true)
-	}
-	for _, kv := range cfg.GetEnvs() {
-		if strings.ContainsAny(kv.GetKey(), "=\x00") || kv.GetKey() == "" {
-			return nil, errs.Newf(errs.Invalid, "envs: %q is no name of a variable", kv.GetKey())
-		}
-		set(kv.GetKey()+"="+string(kv.GetValue()), true)
-	}
-	if home != "" {
-		set("HOME="+home, false)
-	}
-	return out, checkStrings("envs", out)
-}
-
-// checkStrings refuses what execve would cut short, without repeating the value: it may be secret.
-func checkStrings(field string, list []string) error {
-	for i, s := range list {
-		if strings.ContainsRune(s, 0) {
-			return errs.Newf(errs.Invalid, "%s[%d]: it has a zero byte", field, i)
-		}
-	}
-	return nil
-}
 
 // identity is who the first process runs as.
 type identity struct {
@@ -92,26 +22,8 @@ type identity struct {
 	home     string
 }
 
-// accounts are an image's /etc/passwd and /etc/group; nil where it has none.
-type accounts struct{ passwd, group []byte }
-
-// accountsLimit is the size of the largest passwd or group file that is read from an image.
-const accountsLimit = 4 << 20
-
-func readAccounts(root *os.File) (accounts, error) {
-	var a accounts
-	for path, dst := range map[string]*[]byte{"/etc/passwd": &a.passwd, "/etc/group": &a.group} {
-		b, err := fsx.ReadFileInRoot(root, path, accountsLimit)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return a, fmt.Errorf("read the image's accounts: %w", err)
-		}
-		*dst = b
-	}
-	return a, nil
-}
-
 // identify resolves the request's user and groups, or the image's "user[:group]", against the image's accounts.
-func identify(sc *cri.LinuxContainerSecurityContext, imageUser string, a accounts) (identity, error) {
+func identify(sc *cri.LinuxContainerSecurityContext, imageUser string, a Accounts) (identity, error) {
 	spec, group, _ := strings.Cut(imageUser, ":")
 	switch {
 	case sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "":
@@ -156,7 +68,7 @@ func parseID(s string) (id uint32, numeric bool, err error) {
 	return uint32(n), true, nil
 }
 
-func findUser(spec string, a accounts) (identity, string, error) {
+func findUser(spec string, a Accounts) (identity, string, error) {
 	if spec == "" {
 		spec = "0"
 	}
@@ -187,7 +99,7 @@ func findUser(spec string, a accounts) (identity, string, error) {
 	return identity{uid: uid, home: home}, "", nil
 }
 
-func findGroup(spec string, a accounts) (uint32, error) {
+func findGroup(spec string, a Accounts) (uint32, error) {
 	gid, numeric, err := parseID(spec)
 	if err != nil || numeric {
 		return gid, err
@@ -203,7 +115,7 @@ func findGroup(spec string, a accounts) (uint32, error) {
 }
 
 // withGroups adds the supplementary groups: the primary group, those of the image's /etc/group (policy Merge), the request's.
-func withGroups(id identity, name string, sc *cri.LinuxContainerSecurityContext, a accounts) (identity, error) {
+func withGroups(id identity, name string, sc *cri.LinuxContainerSecurityContext, a Accounts) (identity, error) {
 	id.groups = []uint32{id.gid}
 	add := func(g uint32) {
 		if !slices.Contains(id.groups, g) {

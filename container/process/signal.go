@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package process
 
 import (
 	"strconv"
@@ -16,8 +16,8 @@ import (
 // Real-time signals as signal(7) numbers them for glibc and musl programs.
 const sigRTMin, sigRTMax = 34, 64
 
-// parseSignal understands what images write into STOPSIGNAL: a number, TERM, SIGTERM, SIGRTMIN+3, SIGRTMAX-1.
-func parseSignal(s string) (syscall.Signal, error) {
+// ParseSignal understands what images write into STOPSIGNAL: a number, TERM, SIGTERM, SIGRTMIN+3, SIGRTMAX-1.
+func ParseSignal(s string) (syscall.Signal, error) {
 	bad := errs.Newf(errs.Invalid, "stop signal %q is not a signal", s)
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > sigRTMax {
@@ -54,8 +54,8 @@ func parseSignal(s string) (syscall.Signal, error) {
 	return 0, bad
 }
 
-// stopSignal chooses the signal of StopContainer: the request's, else the image's, else SIGTERM.
-func stopSignal(requested cri.Signal, image string) (string, error) {
+// StopSignal chooses the signal of StopContainer: the request's, else the image's, else SIGTERM.
+func StopSignal(requested cri.Signal, image string) (string, error) {
 	name := image
 	if requested != cri.Signal_SIGNAL_RUNTIME_DEFAULT {
 		name = strings.NewReplacer("SIGNAL_", "", "MINPLUS", "MIN+", "MAXMINUS", "MAX-").Replace(requested.String())
@@ -63,6 +63,6 @@ func stopSignal(requested cri.Signal, image string) (string, error) {
 	if name == "" {
 		return "SIGTERM", nil
 	}
-	_, err := parseSignal(name)
+	_, err := ParseSignal(name)
 	return name, err
 }

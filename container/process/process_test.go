@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package process
 
 import (
 	"errors"
@@ -61,7 +61,7 @@ func TestKubelet23Environment(t *testing.T) {
 }
 
 func TestIdentify(t *testing.T) {
-	a := accounts{
+	a := Accounts{
 		passwd: []byte("root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/srv/web:/bin/sh\nbig:x:4294967294:7::/:/\n"),
 		group:  []byte("root:x:0:\nweb:x:1001:\nextra:x:2000:web,other\nstaff:x:50:other\n"),
 	}
@@ -112,86 +112,31 @@ func TestParseSignal(t *testing.T) {
 	for in, want := range map[string]syscall.Signal{
 		"SIGTERM": 15, "term": 15, "9": 9, "SIGRTMIN": 34, "SIGRTMIN+3": 37, "RTMAX-1": 63, "64": 64, "SIGQUIT": 3,
 	} {
-		if got, err := parseSignal(in); err != nil || got != want {
+		if got, err := ParseSignal(in); err != nil || got != want {
 			t.Errorf("%s: %d %v, want %d", in, got, err, want)
 		}
 	}
 	for _, in := range []string{"", "0", "65", "-1", "SIGNOPE", "SIGRTMIN+40", "SIGRTMIN+x", "SIGRTMAX+1"} {
-		if got, err := parseSignal(in); err == nil {
+		if got, err := ParseSignal(in); err == nil {
 			t.Errorf("%q gave %d", in, got)
 		}
 	}
 	for enum, want := range map[cri.Signal]syscall.Signal{
 		cri.Signal_SIGNAL_SIGUSR1: 10, cri.Signal_SIGNAL_SIGRTMINPLUS2: 36, cri.Signal_SIGNAL_SIGRTMAXMINUS3: 61, cri.Signal_SIGNAL_SIGRTMAX: 64,
 	} {
-		name, err := stopSignal(enum, "SIGQUIT")
-		if got, err2 := parseSignal(name); err != nil || err2 != nil || got != want {
+		name, err := StopSignal(enum, "SIGQUIT")
+		if got, err2 := ParseSignal(name); err != nil || err2 != nil || got != want {
 			t.Errorf("%s: %s = %d %v %v, want %d", enum, name, got, err, err2, want)
 		}
 	}
-	if name, err := stopSignal(cri.Signal_SIGNAL_RUNTIME_DEFAULT, ""); name != "SIGTERM" || err != nil {
+	if name, err := StopSignal(cri.Signal_SIGNAL_RUNTIME_DEFAULT, ""); name != "SIGTERM" || err != nil {
 		t.Errorf("default: %s %v", name, err)
 	}
 }
 
 func TestEverySignalOfTheAPI(t *testing.T) {
 	for n, name := range cri.Signal_name {
-		if _, err := stopSignal(cri.Signal(n), ""); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-func TestLogPath(t *testing.T) {
-	if got, err := logPath("/var/log/pods/x", "c/0.log"); got != "/var/log/pods/x/c/0.log" || err != nil {
-		t.Errorf("%s %v", got, err)
-	}
-	for _, name := range []string{"../x", "/abs", "a/../../b"} {
-		if _, err := logPath("/var/log/pods/x", name); !errors.Is(err, errs.Invalid) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-func TestIsShared(t *testing.T) {
-	const info = `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-37 35 98:0 / /s rw shared:7 - tmpfs none rw
-38 35 98:0 / /both rw shared:9 master:2 - tmpfs none rw
-`
-	for id, want := range map[uint64]bool{36: false, 37: true, 38: true, 39: false} {
-		if got, err := isShared(strings.NewReader(info), id); got != want || err != nil {
-			t.Errorf("%d: %v %v", id, got, err)
-		}
-	}
-}
-
-// KUBELET.md 7.
-func TestKubelet07Outcome(t *testing.T) {
-	for status, want := range map[uint32]struct {
-		code   int32
-		reason string
-	}{0: {0, "Completed"}, 3 << 8: {3, "Error"}, 9: {137, "Error"}, 15: {143, "Error"}, 0xffffffff: {255, "Unknown"}} {
-		if code, reason := outcome(status); code != want.code || reason != want.reason {
-			t.Errorf("%x: %d %s", status, code, reason)
-		}
-	}
-}
-
-func TestCheckMounts(t *testing.T) {
-	ok := &cri.Mount{ContainerPath: "/data", HostPath: "/srv"}
-	if err := checkMounts([]*cri.Mount{ok, {ContainerPath: "/data/sub", HostPath: "/x", Readonly: true, RecursiveReadOnly: true}}); err != nil {
-		t.Fatal(err)
-	}
-	for name, bad := range map[string]*cri.Mount{
-		"root":         {ContainerPath: "/", HostPath: "/x"},
-		"empty":        {HostPath: "/x"},
-		"relative":     {ContainerPath: "/y", HostPath: "x"},
-		"proc":         {ContainerPath: "/proc/sys", HostPath: "/x"},
-		"twice":        {ContainerPath: "/data/", HostPath: "/x"},
-		"rro alone":    {ContainerPath: "/y", HostPath: "/x", RecursiveReadOnly: true},
-		"rro and slve": {ContainerPath: "/y", HostPath: "/x", Readonly: true, RecursiveReadOnly: true, Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
-	} {
-		if err := checkMounts([]*cri.Mount{ok, bad}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "mounts[1]") {
+		if _, err := StopSignal(cri.Signal(n), ""); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
