@@ -134,6 +134,10 @@ func (p *partial) Read(b []byte) (int, error) {
 // keep keeps b, as long as the layer is slow.
 func (p *partial) keep(b []byte) {
 	if p.file == nil {
+		if !p.room() {
+			p.off = true
+			return
+		}
 		f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			p.off = true
@@ -146,7 +150,7 @@ func (p *partial) keep(b []byte) {
 	p.at += int64(n)
 	if err == nil && before < keepWindow && p.at >= keepWindow {
 		left := float64(p.d.Size-p.at) / float64(p.at-p.have) * float64(time.Since(p.start))
-		if time.Duration(left) < p.table.slow || !p.room() {
+		if time.Duration(left) < p.table.slow {
 			err = errFast
 		}
 	}
