@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/keeper/sys"
 )
 
 const usage = `usage: shim-keeper [-d] DIRECTORY
@@ -51,7 +53,7 @@ func Main(build string) int {
 
 // arguments reads the command line from /proc: os.Args would bring package os with it.
 func arguments() []string {
-	b, err := readFile(unix.AT_FDCWD, "/proc/self/cmdline", 8192)
+	b, err := sys.ReadFile(unix.AT_FDCWD, "/proc/self/cmdline", 8192)
 	if err != nil {
 		return nil
 	}
@@ -62,17 +64,17 @@ func arguments() []string {
 func detach(dir string) error {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return at("make pipe", err)
+		return sys.At("make pipe", err)
 	}
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return at("open /dev/null", err)
+		return sys.At("open /dev/null", err)
 	}
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{"shim-keeper", "-r", dir}, &syscall.ProcAttr{
 		Dir: "/", Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(p[1])}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
-		return at("start", err)
+		return sys.At("start", err)
 	}
 	unix.Close(p[1])
 	var b [1]byte
@@ -83,7 +85,7 @@ func detach(dir string) error {
 	}
 	var st unix.WaitStatus
 	if got, err := unix.Wait4(pid, &st, unix.WNOHANG, nil); err == nil && got == pid && st != 0 {
-		return at("boot", unix.ECHILD)
+		return sys.At("boot", unix.ECHILD)
 	}
 	return nil
 }
@@ -94,7 +96,7 @@ func boot(dir string) error {
 	unix.CloseOnExec(3)    // detach's pipe
 	null, err := high(unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0))
 	if err != nil {
-		return at("open /dev/null", err)
+		return sys.At("open /dev/null", err)
 	}
 	files, err := prepare(dir)
 	if err == unix.EWOULDBLOCK { //nolint:errorlint // as prepare returns it
@@ -105,56 +107,56 @@ func boot(dir string) error {
 	}
 	env := environ(raiseFiles())
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return at("unshare mount namespace", err)
+		return sys.At("unshare mount namespace", err)
 	}
 	for fd := range 2 { // what children start with
 		if err := unix.Dup3(null, fd, 0); err != nil {
-			return at("open /dev/null", err)
+			return sys.At("open /dev/null", err)
 		}
 	}
 	for i, fd := range append(files, files[0], files[0]) { // all above fdHandover, so none is overwritten before its turn
 		if err := unix.Dup3(fd, fdDir+i, 0); err != nil {
-			return at("place descriptor", err)
+			return sys.At("place descriptor", err)
 		}
 	}
-	return at("execute elder", unix.Exec("/proc/self/fd/"+strconv.Itoa(fdImage), []string{"shim-keeper", "elder", "fresh"}, env))
+	return sys.At("execute elder", unix.Exec("/proc/self/fd/"+strconv.Itoa(fdImage), []string{"shim-keeper", "elder", "fresh"}, env))
 }
 
 // prepare opens the descriptors fdDir to fdState, with numbers above the fixed ones. EWOULDBLOCK: a pair runs there.
 func prepare(dir string) ([]int, error) {
 	if err := unix.Mkdir(dir, 0o700); err != nil && err != unix.EEXIST {
-		return nil, at("make "+dir, err)
+		return nil, sys.At("make "+dir, err)
 	}
 	dirFD, err := high(unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0))
 	if err != nil {
-		return nil, at("open "+dir, err)
+		return nil, sys.At("open "+dir, err)
 	}
 	lock, err := high(unix.Openat(dirFD, lockName, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600))
 	if err != nil {
-		return nil, at("open lock", err)
+		return nil, sys.At("open lock", err)
 	}
 	if err := unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, err
 	}
 	self, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, at("open own binary", err)
+		return nil, sys.At("open own binary", err)
 	}
 	image, err := high(seal(self))
 	if err != nil {
-		return nil, at("copy own binary", err)
+		return nil, sys.At("copy own binary", err)
 	}
-	unlink(dirFD, stateName)
+	sys.Unlink(dirFD, stateName)
 	state, err := high(unix.Openat(dirFD, stateName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600))
 	if err != nil {
-		return nil, at("make state", err)
+		return nil, sys.At("make state", err)
 	}
 	if err := unix.Ftruncate(state, tableSize); err != nil {
-		return nil, at("make state", err)
+		return nil, sys.At("make state", err)
 	}
 	listener, err := high(listen(dirFD))
 	if err != nil {
-		return nil, at("listen", err)
+		return nil, sys.At("listen", err)
 	}
 	return []int{dirFD, lock, listener, image, state}, nil
 }
@@ -173,7 +175,7 @@ func listen(dir int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	unlink(dir, socketName)
+	sys.Unlink(dir, socketName)
 	// Through /proc, since the directory's own path may be longer than an address holds (108 bytes).
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + socketName}); err != nil {
 		return -1, err
@@ -222,42 +224,42 @@ func seal(from int) (int, error) {
 // alone in a mount namespace that is a copy of the host's.
 func moveIn() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return at("make mounts private", err)
+		return sys.At("make mounts private", err)
 	}
 	root, err := newMount("tmpfs")
 	if err != nil {
-		return at("mount root", err)
+		return sys.At("mount root", err)
 	}
 	defer unix.Close(root)
 	if err := unix.MoveMount(root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return at("attach root", err)
+		return sys.At("attach root", err)
 	}
 	for _, d := range []string{"proc", "sys", "r"} {
 		if err := unix.Mkdirat(root, d, 0o755); err != nil {
-			return at("make /"+d, err)
+			return sys.At("make /"+d, err)
 		}
 	}
 	for d, fs := range map[string]string{"proc": "proc", "sys": "sysfs"} {
 		m, err := newMount(fs)
 		if err != nil {
-			return at("mount "+fs, err)
+			return sys.At("mount "+fs, err)
 		}
 		err = unix.MoveMount(m, "", root, d, unix.MOVE_MOUNT_F_EMPTY_PATH)
 		unix.Close(m)
 		if err != nil {
-			return at("attach "+fs, err)
+			return sys.At("attach "+fs, err)
 		}
 	}
 	if err := unix.Fchdir(root); err != nil {
-		return at("enter root", err)
+		return sys.At("enter root", err)
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {
-		return at("pivot root", err)
+		return sys.At("pivot root", err)
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return at("leave old root", err)
+		return sys.At("leave old root", err)
 	}
-	return at("enter root", unix.Chdir("/"))
+	return sys.At("enter root", unix.Chdir("/"))
 }
 
 // newMount makes a detached mount of a file system type.

@@ -31,31 +31,15 @@
 // What two deaths at the same moment lose is what no other process holds: pipes' contents, the parenthood. A container whose parents have
 // both died is init's child; its exit code is then known from Linux 6.15 on (PIDFD_GET_INFO), and StatusUnknown before.
 //
-// # The executor
+// # Its parts
 //
-// exec.go runs a launch program between clone3 and execve, with raw system calls only, in a plain fork of the zygote (zygote.go), a small child of
-// the younger that does nothing but clone. It starts by letting go of everything of the keeper's: descriptors, signal dispositions and mask,
-// RLIMIT_NOFILE. The rest (umask, oom_score_adj, session) is the program's.
+//	keeper/executor   makes processes: the zygote, and what runs between clone and execve
+//	keeper/pump       moves a process's output to its log and to attached clients
+//	keeper/sys        what is needed of os, net and fmt, without them
 //
-// # The log pump
+// What is here decides what is kept and who is told: the elder (elder.go) and the younger (younger.go), the ledger that both have (ledger.go)
+// and hand over (handover.go), the state that outlives both (state.go); of the younger, a launch (launch.go, follow.go), a process (proc.go) and
+// the daemon's requests (serve.go).
 //
-// One worker at a time moves a container's output to its log, so its two streams, which share the file, are written in turn:
-//
-//	FIFO ──splice──▶ spool ──read──▶ lines ──pwrite──▶ log
-//
-// The spool is a file on tmpfs. The position is two slots in shared memory, of which an atomic counter says which is in force. For stream s, with
-// size(s) the size of its spool, and P the position in force:
-//
-//	I1  consumed(s) = size(s)           the kernel moves a byte from pipe to spool as one step; a kill falls before or after
-//	I2  P.spool[s] ≤ size(s)            what lies between has been consumed and is not yet in the log
-//	I3  P.mode = 0   ⇒  log[0, P.log) = F(spool[0, P.spool))    and nothing after P.log counts
-//	I4  P.mode = 1+s ⇒  a write of F(spool(s)[P.spool[s], P.end), P.time) to offset P.log may have begun
-//	I5  holes are punched only below P.spool[s]
-//
-// F, the formatting, is a function of its arguments, the time among them; that is why the time is in the position before the lines are
-// made (I4). A keeper that finds P.mode ≠ 0 does the same write again: the same bytes to the same place. Then it sets log and spool[s] and mode in one
-// step (I3). So each byte is in the log exactly once, whatever is killed when. Reopening sets gen and log in one step between writes, after
-// the elder has the new file and before it loses the old one.
-//
-// An idle stream costs an entry in an epoll set and 128 bytes of state: no goroutine, no buffer, no page of spool.
+// Lock order: ledger.mu, then a pump's.
 package keeper

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/executor"
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -19,7 +21,7 @@ type elder struct {
 	log    logger
 	build  string
 	nofile unix.Rlimit
-	poll   *poller
+	poll   *sys.Poller
 	in     inbox
 
 	// Guarded by ledger.mu.
@@ -34,7 +36,7 @@ type elder struct {
 func runElder(build string, fresh bool) error {
 	settle()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return at("become subreaper", err)
+		return sys.At("become subreaper", err)
 	}
 	for fd := fdDir; fd <= fdHandover; fd++ {
 		unix.CloseOnExec(fd)
@@ -48,11 +50,11 @@ func runElder(build string, fresh bool) error {
 	if err != nil {
 		return err
 	}
-	p, err := newPoller()
+	p, err := sys.NewPoller()
 	if err != nil {
 		return err
 	}
-	e := &elder{ledger: newLedger(t, namedZygote), log: logger{"elder"}, build: build, nofile: raiseFiles(), poll: p, pidfd: -1}
+	e := &elder{ledger: newLedger(t, executor.NamedZygote), log: logger{"elder"}, build: build, nofile: raiseFiles(), poll: p, pidfd: -1}
 	if !fresh {
 		if err := e.inherit(); err != nil {
 			return err
@@ -70,48 +72,7 @@ func runElder(build string, fresh bool) error {
 		e.line.sendNow(proto.Marshal(0, &proto.Equipped{Build: e.build}), nil) //nolint:errcheck // its death is noticed elsewhere
 	}
 	go e.reap(e.childEnded)
-	return e.poll.run(e.tidy)
-}
-
-// inherit reads what the image before left. Without anything, it was executed by boot.
-func (e *elder) inherit() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fdHandover, &st); err != nil {
-		return at("read handover", err)
-	}
-	b := make([]byte, st.Size)
-	for n := 0; n < len(b); {
-		m, err := unix.Pread(fdHandover, b[n:], int64(n))
-		if err != nil || m == 0 {
-			return at("read handover", err)
-		}
-		n += m
-	}
-	_, m, err := proto.Unmarshal(b)
-	if err != nil {
-		return at("read handover", err)
-	}
-	h, ok := m.(*proto.Handover)
-	if !ok {
-		return at("read handover", unix.EBADMSG)
-	}
-	fds := h.FDs
-	for i := range h.Keep {
-		k := &h.Keep[i]
-		n := min(len(k.Add), len(fds))
-		own := make([]int, n)
-		for j, fd := range fds[:n] {
-			unix.CloseOnExec(int(fd))
-			own[j] = int(fd)
-		}
-		fds = fds[n:]
-		e.applyLocked(k, own)
-	}
-	if h.Younger != 0 {
-		unix.CloseOnExec(int(h.YoungerPIDFD))
-		e.younger, e.pidfd = h.Younger, int(h.YoungerPIDFD)
-	}
-	return at("read handover", unix.Dup3(fdDir, fdHandover, unix.O_CLOEXEC))
+	return e.poll.Run(e.tidy)
 }
 
 // A younger that lives for less than shortLife counts as quick to die; after manyDeaths such in a row the elder takes its time, so that a
@@ -132,10 +93,10 @@ func (e *elder) startYounger() error {
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return at("make socket pair", err)
+		return sys.At("make socket pair", err)
 	}
 	if err := unix.Dup3(pair[0], fdPair, unix.O_CLOEXEC); err != nil {
-		return at("make socket pair", err)
+		return sys.At("make socket pair", err)
 	}
 	unix.Close(pair[0])
 	var pidfd int
@@ -145,7 +106,7 @@ func (e *elder) startYounger() error {
 	})
 	unix.Close(pair[1])
 	if err != nil {
-		return at("start younger", err)
+		return sys.At("start younger", err)
 	}
 	e.younger, e.pidfd, e.started = int32(pid), pidfd, time.Now()
 	if err := e.resume(); err != nil {
@@ -158,23 +119,23 @@ func (e *elder) startYounger() error {
 // resume watches the younger.
 func (e *elder) resume() error {
 	e.line = wire{fd: fdPair}
-	if err := e.poll.add(fdPair, unix.EPOLLIN, line{e}); err != nil {
-		return at("watch younger", err)
+	if err := e.poll.Add(fdPair, unix.EPOLLIN, line{e}); err != nil {
+		return sys.At("watch younger", err)
 	}
-	return at("watch younger", e.poll.add(e.pidfd, unix.EPOLLIN, death{e}))
+	return sys.At("watch younger", e.poll.Add(e.pidfd, unix.EPOLLIN, death{e}))
 }
 
 // line reads what the younger says.
 type line struct{ e *elder }
 
-func (l line) ready(events uint32) {
+func (l line) Ready(events uint32) {
 	if events&unix.EPOLLOUT != 0 {
 		l.e.mu.Lock()
 		l.e.flushLocked()
 		l.e.mu.Unlock()
 	}
 	if !l.e.listen() {
-		l.e.poll.del(fdPair) // only the younger's end closes the line: death comes next
+		l.e.poll.Del(fdPair) // only the younger's end closes the line: death comes next
 	}
 }
 
@@ -199,7 +160,7 @@ func (e *elder) listen() bool {
 		case *proto.Upgrade:
 			e.upgradeLocked(seq, fds)
 		default:
-			closeAll(fds)
+			sys.CloseAll(fds)
 		}
 		e.mu.Unlock()
 	}
@@ -226,16 +187,16 @@ func (e *elder) tellLocked(seq uint64, m proto.Message) {
 func (e *elder) flushLocked() {
 	e.line.flush()
 	if len(e.line.out) > 0 {
-		e.poll.arm(fdPair, unix.EPOLLIN|unix.EPOLLOUT)
+		e.poll.Arm(fdPair, unix.EPOLLIN|unix.EPOLLOUT)
 	} else {
-		e.poll.arm(fdPair, unix.EPOLLIN)
+		e.poll.Arm(fdPair, unix.EPOLLIN)
 	}
 }
 
 // death is the end of the younger.
 type death struct{ e *elder }
 
-func (d death) ready(uint32) {
+func (d death) Ready(uint32) {
 	e := d.e
 	e.listen() // what it has said last
 	e.mu.Lock()
@@ -243,8 +204,8 @@ func (d death) ready(uint32) {
 	var st unix.WaitStatus
 	unix.Wait4(int(e.younger), &st, unix.WALL, nil) //nolint:errcheck // whatever it ended with
 	e.log.say("younger ", strconv.Itoa(int(e.younger)), " has ended with status ", strconv.FormatUint(uint64(st), 16))
-	e.poll.del(fdPair)
-	e.poll.del(e.pidfd)
+	e.poll.Del(fdPair)
+	e.poll.Del(e.pidfd)
 	unix.Close(e.pidfd)
 	e.line.empty()
 	e.younger, e.pidfd = 0, -1
@@ -283,7 +244,7 @@ func (e *elder) upgradeLocked(seq uint64, fds []int) {
 		if len(fds) != 1 {
 			return unix.EBADMSG
 		}
-		old, err := dup(fdImage)
+		old, err := sys.Dup(fdImage)
 		if err != nil {
 			return err
 		}
@@ -295,14 +256,14 @@ func (e *elder) upgradeLocked(seq uint64, fds []int) {
 		err = e.handOver(&h, "elder", "upgrade")
 		return joinUndo(err, unix.Dup3(old, fdImage, unix.O_CLOEXEC))
 	}()
-	closeAll(fds)
-	e.tellLocked(seq, &proto.Ack{Errno: uint32(errno(err)), Error: err.Error()})
+	sys.CloseAll(fds)
+	e.tellLocked(seq, &proto.Ack{Errno: uint32(sys.Errno(err)), Error: err.Error()})
 }
 
 // joinUndo is err, with what went wrong when it was undone.
 func joinUndo(err, undo error) error {
 	if undo != nil {
-		return at(err.Error(), undo)
+		return sys.At(err.Error(), undo)
 	}
 	return err
 }

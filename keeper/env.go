@@ -4,7 +4,6 @@ package keeper
 
 import (
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,46 +44,5 @@ func (l logger) say(parts ...string) {
 func (l logger) failed(what string, err error) {
 	if err != nil {
 		l.say(what, ": ", err.Error())
-	}
-}
-
-// stageError names the step that failed.
-type stageError struct {
-	stage string
-	err   error
-}
-
-func (e *stageError) Error() string { return e.stage + ": " + e.err.Error() }
-func (e *stageError) Unwrap() error { return e.err }
-
-// at gives err the name of the step it happened in.
-func at(stage string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return &stageError{stage, err}
-}
-
-// errno finds the system call's error in err; EIO stands for errors without one.
-func errno(err error) unix.Errno {
-	for err != nil {
-		if e, ok := err.(syscall.Errno); ok { //nolint:errorlint // this is the unwrapping
-			return e
-		}
-		u, ok := err.(interface{ Unwrap() error })
-		if !ok {
-			break
-		}
-		err = u.Unwrap()
-	}
-	return unix.EIO
-}
-
-// retry repeats f while a signal interrupts it.
-func retry(f func() error) error {
-	for {
-		if err := f(); err != unix.EINTR { //nolint:errorlint // system calls return bare errnos
-			return err
-		}
 	}
 }

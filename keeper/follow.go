@@ -3,11 +3,12 @@
 package keeper
 
 import (
-	"encoding/binary"
 	"io"
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/executor"
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -19,8 +20,8 @@ func (l *launch) follow() {
 	report := p.rec.fd(proto.HeldReport, 0)
 	gated := p.rec.Flags&proto.KeepGated != 0
 	if gated {
-		st, _ := readStat(p.rec.PID) // at its gate, or a zombie
-		y.keepLocked(p.rec, func(k *proto.Keep) { k.StartTime = st.start })
+		st, _ := sys.ReadStat(p.rec.PID) // at its gate, or a zombie
+		y.keepLocked(p.rec, func(k *proto.Keep) { k.StartTime = st.Start })
 	}
 	for _, r := range l.held {
 		p.answerGatedLocked(r)
@@ -28,17 +29,17 @@ func (l *launch) follow() {
 	l.held = nil
 	y.mu.Unlock()
 	if !gated {
-		openGate(report)
+		executor.OpenGate(report)
 	}
-	y.log.failed("watch launch of "+p.id, y.poll.add(report, unix.EPOLLIN|oneShot, l))
+	y.log.failed("watch launch of "+p.id, y.poll.Add(report, unix.EPOLLIN|sys.OneShot, l))
 	for {
-		n, fds, err := peekNote(report)
+		n, fds, err := executor.PeekNote(report)
 		if err == unix.EAGAIN { //nolint:errorlint // bare errno
-			y.poll.arm(report, unix.EPOLLIN|oneShot)
+			y.poll.Arm(report, unix.EPOLLIN|sys.OneShot)
 			select {
 			case <-l.wake:
 			case <-l.gate:
-				openGate(report)
+				executor.OpenGate(report)
 			}
 			continue
 		}
@@ -49,66 +50,40 @@ func (l *launch) follow() {
 			break
 		}
 		l.heed(n, fds)
-		takeNote(report)
+		executor.TakeNote(report)
 	}
-	y.poll.del(report)
+	y.poll.Del(report)
 	l.conclude()
 }
 
-// openGate lets the child go. It may be done twice: the child reads once.
-func openGate(report int) {
-	unix.Sendmsg(report, []byte{1}, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) //nolint:errcheck // a child that is gone shows by its socket's end
-}
-
-func peekNote(report int) (note, []int, error) {
-	var data [noteSize + 1]byte
-	var oob [64]byte
-	n, fds, err := receive(report, data[:], oob[:], unix.MSG_PEEK)
-	if err != nil {
-		return note{}, nil, err
-	}
-	if n != noteSize {
-		closeAll(fds)
-		return note{}, nil, unix.EBADMSG
-	}
-	u := binary.NativeEndian.Uint32
-	return note{u(data[:]), u(data[4:]), u(data[8:])}, fds, nil
-}
-
-// takeNote takes a note out; the kernel closes descriptors that have no room.
-func takeNote(report int) {
-	var data [noteSize]byte
-	unix.Recvfrom(report, data[:], unix.MSG_DONTWAIT) //nolint:errcheck // it was there a moment ago
-}
-
 // heed acts upon a note.
-func (l *launch) heed(n note, fds []int) {
+func (l *launch) heed(n executor.Note, fds []int) {
 	y, p := l.y, l.p
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	switch {
-	case n.what == noteFailed:
-		p.failedOp, p.errno = int32(n.index), n.value
-	case n.what == noteCloned && len(fds) == 1 && p.rec.caller == 0:
-		l.movedLocked(int32(n.value), fds[0])
+	case n.What == executor.NoteFailed:
+		p.failedOp, p.errno = int32(n.Index), n.Value
+	case n.What == executor.NoteCloned && len(fds) == 1 && p.rec.caller == 0:
+		l.movedLocked(int32(n.Value), fds[0])
 		return
-	case n.what == noteFD && len(fds) == 1 && n.value == proto.TagPTY:
+	case n.What == executor.NoteFD && len(fds) == 1 && n.Value == proto.TagPTY:
 		l.terminalLocked(fds[0])
 		return
-	case n.what == noteFD && len(fds) == 1:
-		y.keepLocked(p.rec, func(k *proto.Keep) { k.Add = []proto.Held{{Kind: proto.HeldReturn, Arg: n.index}} }, fds[0])
+	case n.What == executor.NoteFD && len(fds) == 1:
+		y.keepLocked(p.rec, func(k *proto.Keep) { k.Add = []proto.Held{{Kind: proto.HeldReturn, Arg: n.Index}} }, fds[0])
 		return
 	}
-	closeAll(fds)
+	sys.CloseAll(fds)
 }
 
 // movedLocked goes over to the second process of a program.
 func (l *launch) movedLocked(pid int32, pidfd int) {
 	y, p := l.y, l.p
 	if p.rec.fd(proto.HeldPIDFD, 0) >= 0 {
-		y.poll.del(p.rec.fd(proto.HeldPIDFD, 0))
+		y.poll.Del(p.rec.fd(proto.HeldPIDFD, 0))
 	}
-	if n := pidOf(pidfd); n != 0 {
+	if n := sys.PIDOf(pidfd); n != 0 {
 		pid = n
 	}
 	y.keepLocked(p.rec, func(k *proto.Keep) {
@@ -128,7 +103,7 @@ func (l *launch) terminalLocked(master int) {
 		p.dir = true
 		name := p.id + "/" + fifoNames[1]
 		unix.Mkdirat(fdDir, p.id, 0o700) //nolint:errcheck // it may exist; the next step tells
-		unlink(fdDir, name)
+		sys.Unlink(fdDir, name)
 		var far int
 		near, err := openFIFO(name, false, &far)
 		if err != nil {
@@ -156,17 +131,17 @@ func (l *launch) conclude() {
 		launched(&k)
 		y.applyLocked(&k, nil)
 	} else {
-		st, err := readStat(p.rec.PID)
-		if err == nil && st.flags&neverExecuted != 0 && p.failedOp == proto.FailedNone {
+		st, err := sys.ReadStat(p.rec.PID)
+		if err == nil && st.Flags&sys.NeverExecuted != 0 && p.failedOp == proto.FailedNone {
 			p.failedOp = proto.FailedKilled
 		}
 		y.keepLocked(p.rec, func(k *proto.Keep) {
 			launched(k)
-			k.StartTime = st.start
+			k.StartTime = st.Start
 		})
 	}
 	if p.failedOp == proto.FailedNone && p.rec.Flags&proto.KeepRun == 0 {
-		p.openStreams()
+		p.openPumpLocked().Start()
 		for _, w := range p.waiters {
 			p.answerLocked(w)
 		}
@@ -208,11 +183,8 @@ func (y *younger) concludeLocked(p *proc) {
 	for _, w := range p.waiters {
 		w.c.sendLocked(w.seq, m, fds...)
 	}
-	y.discardLocked(p)
-	for _, f := range p.forgets {
-		f.c.ackLocked(f.seq, nil)
-	}
-	p.waiters, p.forgets = nil, nil
+	p.waiters = nil
+	y.forgottenLocked(p)
 }
 
 // releaseLocked opens the gate of a process spawned with Hold.
@@ -229,7 +201,7 @@ func (y *younger) releaseLocked(r *request, id string) error {
 	case p.launch == nil:
 		p.answerLocked(*r)
 	case p.rec.PID == 0:
-		return at("release "+id, unix.EAGAIN)
+		return sys.At("release "+id, unix.EAGAIN)
 	default:
 		p.waiters = append(p.waiters, *r)
 		if p.rec.Flags&proto.KeepGated != 0 {

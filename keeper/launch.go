@@ -3,10 +3,10 @@
 package keeper
 
 import (
-	"syscall"
-
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/executor"
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -31,7 +31,7 @@ func (y *younger) spawn(r *request, s *proto.Spawn) {
 		err := y.beginLocked(r, s)
 		if err != nil {
 			r.closeFDs()
-			r.c.ackLocked(r.seq, at("spawn "+s.ID, err))
+			r.c.ackLocked(r.seq, sys.At("spawn "+s.ID, err))
 		}
 		return
 	}
@@ -40,7 +40,7 @@ func (y *younger) spawn(r *request, s *proto.Spawn) {
 	switch {
 	case p.launch == nil && rec.Flags&proto.KeepRun != 0, p.launch != nil && p.launch.adopted && rec.Flags&proto.KeepRun != 0:
 		// A Run that its keeper did not survive is on its way out; the next try finds the id free.
-		r.c.ackLocked(r.seq, at("spawn "+s.ID, unix.EAGAIN))
+		r.c.ackLocked(r.seq, sys.At("spawn "+s.ID, unix.EAGAIN))
 	case p.launch == nil && p.failedOp != proto.FailedNone:
 		p.waiters = append(p.waiters, *r)
 		if p.slot.exited.Load() != 0 {
@@ -74,7 +74,6 @@ func (y *younger) beginLocked(r *request, s *proto.Spawn) error {
 		}
 	}
 	p := y.newProcLocked(y.applyLocked(k, nil))
-	p.logged = s.Log
 	p.launch = &launch{y: y, p: p, s: s, r: r, gate: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
 	if s.Hold {
 		p.launch.held = []request{*r}
@@ -86,7 +85,7 @@ func (y *younger) beginLocked(r *request, s *proto.Spawn) error {
 }
 
 // ready is the poller's call for the report socket.
-func (l *launch) ready(uint32) { token(l.wake) }
+func (l *launch) Ready(uint32) { token(l.wake) }
 
 func token(c chan struct{}) {
 	select {
@@ -112,33 +111,13 @@ func (l *launch) abort(err error) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	for _, w := range append(l.p.waiters, l.held...) {
-		if e, ok := err.(*cloneError); ok { //nolint:errorlint // as make returns it
-			w.c.sendLocked(w.seq, &proto.Spawned{FailedOp: proto.FailedClone, Errno: uint32(e.errno)})
+		if e, ok := err.(*executor.CloneError); ok { //nolint:errorlint // as make returns it
+			w.c.sendLocked(w.seq, &proto.Spawned{FailedOp: proto.FailedClone, Errno: uint32(e.Errno)})
 		} else {
-			w.c.ackLocked(w.seq, at("spawn "+l.p.id, err))
+			w.c.ackLocked(w.seq, sys.At("spawn "+l.p.id, err))
 		}
 	}
-	y.discardLocked(l.p)
-	for _, f := range l.p.forgets {
-		f.c.ackLocked(f.seq, nil)
-	}
-}
-
-// cloneError is the kernel's refusal of the process itself.
-type cloneError struct{ errno syscall.Errno }
-
-func (e *cloneError) Error() string { return "clone: " + e.errno.Error() }
-
-// ends are the container's ends of its stdio, and of the report socket.
-type ends struct{ report, stdin, stdout, stderr int }
-
-func (e *ends) close() {
-	for _, fd := range []*int{&e.report, &e.stdin, &e.stdout, &e.stderr} {
-		if *fd >= 0 {
-			unix.Close(*fd)
-			*fd = -1
-		}
-	}
+	y.forgottenLocked(l.p)
 }
 
 // make makes the process, up to its gate, and tells the elder of it with everything that goes with it. Should this keeper die before that, the child
@@ -153,16 +132,16 @@ func (l *launch) make() error {
 		return unix.EBADF
 	}
 	passed := r.fds[first:]
-	e := ends{-1, -1, -1, -1}
-	defer e.close()
+	e := executor.Ends{Report: -1, Stdin: -1, Stdout: -1, Stderr: -1}
+	defer e.Close()
 	if err := l.openStdio(&e); err != nil {
 		return err
 	}
-	o, fds, err := newOrder(r.fds[0], &e, passed, s, y.nofile)
+	o, fds, err := executor.NewOrder(r.fds[0], &e, passed, s, y.nofile)
 	if err != nil {
 		return err
 	}
-	pid, pidfd, err := y.nursery.place(o, fds)
+	pid, pidfd, err := y.nursery.Place(o, fds)
 	if err != nil {
 		return err
 	}
@@ -175,25 +154,23 @@ func (l *launch) make() error {
 }
 
 // openStdio makes the report socket and the FIFOs, keeps their near ends, and puts the far ones in e.
-func (l *launch) openStdio(e *ends) error {
+func (l *launch) openStdio(e *executor.Ends) error {
 	y, s := l.y, l.s
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return at("make report socket", err)
+		return sys.At("make report socket", err)
 	}
-	e.report = pair[1]
+	e.Report = pair[1]
 	held, fds := []proto.Held{{Kind: proto.HeldReport}}, []int{pair[0]}
 	keep := func() error {
 		y.keep(l.p.rec, func(k *proto.Keep) { k.Add = held }, fds...)
 		return nil
 	}
 	if s.Log {
-		size, err := logSize(l.r.fds[1])
-		if err != nil {
+		if err := l.p.slot.progress.Begin(l.r.fds[1]); err != nil {
 			unix.Close(pair[0])
-			return at("use log file", err)
+			return sys.At("use log file", err)
 		}
-		l.p.slot.set(position{log: size})
 		held, fds = append(held, proto.Held{Kind: proto.HeldLog}), append(fds, l.r.take(1))
 	}
 	if !s.Stdin && !s.Stdout && !s.Stderr {
@@ -203,21 +180,21 @@ func (l *launch) openStdio(e *ends) error {
 	l.p.dir = true
 	y.mu.Unlock()
 	if err := makeProcess(l.p.id); err != nil {
-		closeAll(fds)
-		return at("make directory", err)
+		sys.CloseAll(fds)
+		return sys.At("make directory", err)
 	}
 	for i, f := range []struct {
 		want bool
 		far  *int
 		kind proto.HeldKind
-	}{{s.Stdin, &e.stdin, proto.HeldStdin}, {s.Stdout, &e.stdout, proto.HeldStdout}, {s.Stderr, &e.stderr, proto.HeldStderr}} {
+	}{{s.Stdin, &e.Stdin, proto.HeldStdin}, {s.Stdout, &e.Stdout, proto.HeldStdout}, {s.Stderr, &e.Stderr, proto.HeldStderr}} {
 		if !f.want {
 			continue
 		}
 		near, err := openFIFO(l.p.id+"/"+fifoNames[i], i == 0, f.far)
 		if err != nil {
-			closeAll(fds)
-			return at("make FIFO", err)
+			sys.CloseAll(fds)
+			return sys.At("make FIFO", err)
 		}
 		held, fds = append(held, proto.Held{Kind: f.kind}), append(fds, near)
 	}
@@ -251,25 +228,4 @@ func openFIFO(name string, input bool, far *int) (near int, err error) {
 	}
 	*far = read
 	return write, nil
-}
-
-// openStreams starts the pumps of a process that runs.
-func (p *proc) openStreams() {
-	p.logged = len(p.rec.all(proto.HeldLog)) > 0
-	for i, kind := range []proto.HeldKind{proto.HeldStdout, proto.HeldStderr} {
-		if fd := p.rec.fd(kind, 0); fd >= 0 {
-			s := &p.streams[i]
-			s.fd, s.fifo = fd, fd
-			if pty := p.rec.fd(proto.HeldPTY, 0); i == 0 && pty >= 0 {
-				s.fd = pty
-				s.conduit, _ = unix.Openat(fdDir, p.id+"/"+fifoNames[1], unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-				unix.SetNonblock(pty, true) //nolint:errcheck // it is a terminal
-			}
-			if err := s.openSpool(0); err == nil {
-				s.shown = s.size
-				s.punched = int64(p.slot.at().spool[i]) &^ (punchEvery - 1)
-			}
-			p.y.log.failed("watch output of "+p.id, p.y.poll.add(s.fd, unix.EPOLLIN|oneShot, s))
-		}
-	}
 }

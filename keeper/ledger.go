@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -117,18 +118,14 @@ func (l *ledger) applyLocked(k *proto.Keep, fds []int) *record {
 	return r
 }
 
-//go:linkname freeOSMemory runtime/debug.freeOSMemory
-func freeOSMemory()
-
-// tidy gives memory back that launches have used. It is called when nothing has happened for a while; runtime/debug, which could be asked to, would bring
-// package os.
+// tidy gives memory back that launches have used. It is called when nothing has happened for a while.
 func (l *ledger) tidy() {
 	l.mu.Lock()
 	stirred := l.stirred
 	l.stirred = false
 	l.mu.Unlock()
 	if stirred {
-		freeOSMemory()
+		sys.FreeOSMemory()
 	}
 }
 

@@ -5,13 +5,14 @@ package keeper
 import (
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
 // door accepts connections.
 type door struct{ y *younger }
 
-func (d door) ready(uint32) {
+func (d door) Ready(uint32) {
 	y := d.y
 	for {
 		fd, _, err := unix.Accept4(fdListener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
@@ -30,7 +31,7 @@ func (d door) ready(uint32) {
 		y.mu.Lock()
 		y.conns[c] = struct{}{}
 		y.mu.Unlock()
-		if y.poll.add(fd, unix.EPOLLIN, c) != nil {
+		if y.poll.Add(fd, unix.EPOLLIN, c) != nil {
 			y.mu.Lock()
 			c.closeLocked()
 			y.mu.Unlock()
@@ -48,7 +49,7 @@ type conn struct {
 	closed  bool
 }
 
-func (c *conn) ready(events uint32) {
+func (c *conn) Ready(events uint32) {
 	y := c.y
 	for {
 		seq, m, fds, err := y.in.receive(c.fd)
@@ -62,7 +63,7 @@ func (c *conn) ready(events uint32) {
 			return
 		}
 		if err != nil || c.broken || !c.greetLocked(m) {
-			closeAll(fds)
+			sys.CloseAll(fds)
 			c.closeLocked()
 			y.mu.Unlock()
 			return
@@ -74,9 +75,9 @@ func (c *conn) ready(events uint32) {
 
 func (c *conn) armLocked() {
 	if len(c.out) > 0 {
-		c.y.poll.arm(c.fd, unix.EPOLLIN|unix.EPOLLOUT)
+		c.y.poll.Arm(c.fd, unix.EPOLLIN|unix.EPOLLOUT)
 	} else {
-		c.y.poll.arm(c.fd, unix.EPOLLIN)
+		c.y.poll.Arm(c.fd, unix.EPOLLIN)
 	}
 }
 
@@ -97,7 +98,7 @@ func (c *conn) greetLocked(m proto.Message) bool {
 func (c *conn) closeLocked() {
 	if !c.closed {
 		c.closed = true
-		c.y.poll.del(c.fd)
+		c.y.poll.Del(c.fd)
 		c.close()
 		delete(c.y.conns, c)
 	}
@@ -137,7 +138,7 @@ func (y *younger) ack(c *conn, seq uint64, err error, fds ...int) {
 func (c *conn) ackLocked(seq uint64, err error, fds ...int) {
 	a := &proto.Ack{}
 	if err != nil {
-		a.Errno, a.Error = uint32(errno(err)), err.Error()
+		a.Errno, a.Error = uint32(sys.Errno(err)), err.Error()
 	}
 	c.sendLocked(seq, a, fds...)
 }
@@ -210,7 +211,7 @@ func (y *younger) findLocked(id string) (*proc, error) {
 	if r := y.records[id]; r != nil {
 		return r.proc, nil
 	}
-	return nil, at("find process "+id, unix.ENOENT)
+	return nil, sys.At("find process "+id, unix.ENOENT)
 }
 
 // perListed bounds the processes of one packet, whose descriptors must fit too.
@@ -224,8 +225,8 @@ func (y *younger) listLocked(r *request) {
 		}
 		e := proto.Process{ID: rec.ID, PID: rec.PID, StartTime: rec.StartTime}
 		if e.StartTime == 0 { // its launch is under way
-			st, _ := readStat(rec.PID)
-			e.StartTime = st.start
+			st, _ := sys.ReadStat(rec.PID)
+			e.StartTime = st.Start
 		}
 		if s := rec.proc.slot; rec.proc.announced {
 			e.Exited, e.Status, e.Time = true, s.exitStatus, s.exitTime
@@ -246,13 +247,16 @@ func (y *younger) reopenLocked(r *request, id string) error {
 	if err != nil {
 		return err
 	}
-	if !p.logged || len(r.fds) != 1 {
-		return at("reopen log of "+id, unix.EINVAL)
+	switch {
+	case p.pump == nil:
+		return sys.At("reopen log of "+id, unix.EAGAIN)
+	case len(r.fds) != 1:
+		return sys.At("reopen log of "+id, unix.EBADF)
 	}
-	p.mu.Lock()
-	p.reopens = append(p.reopens, reopen{r.c, r.seq, r.take(0)})
-	p.mu.Unlock()
-	p.kick(doReopen)
+	c, seq := r.c, r.seq
+	if err := p.pump.Reopen(r.take(0), func(err error) { y.ack(c, seq, sys.At("reopen log of "+id, err)) }); err != nil {
+		return sys.At("reopen log of "+id, err)
+	}
 	return errLater
 }
 
@@ -261,10 +265,13 @@ func (y *younger) attachLocked(r *request, m *proto.Attach) error {
 	if err != nil {
 		return err
 	}
+	if p.pump == nil {
+		return sys.At("attach to "+m.ID, unix.EAGAIN)
+	}
 	in, next := -1, 0
 	if m.Stdin {
 		if in, err = y.stdinLocked(p.rec); err != nil {
-			return at("attach to stdin of "+m.ID, err)
+			return sys.At("attach to stdin of "+m.ID, err)
 		}
 		defer unix.Close(in)
 	}
@@ -275,14 +282,10 @@ func (y *younger) attachLocked(r *request, m *proto.Attach) error {
 		fd := r.take(next)
 		next++
 		if fd < 0 {
-			return at("attach to "+m.ID, unix.EBADF)
+			return sys.At("attach to "+m.ID, unix.EBADF)
 		}
-		if p.streams[i].fd < 0 {
-			unix.Close(fd) // no such stream: its end is now
-			continue
-		}
-		if err := p.addTap(i, fd); err != nil {
-			return at("attach to "+m.ID, err)
+		if err := p.pump.Attach(i, fd); err != nil {
+			return sys.At("attach to "+m.ID, err)
 		}
 	}
 	if in >= 0 {
@@ -292,6 +295,26 @@ func (y *younger) attachLocked(r *request, m *proto.Attach) error {
 	return nil
 }
 
+// stdinLocked gives a client what it writes to: the pty's master, or an end of the FIFO of its own. A process with StdinOnce
+// gives away the only write end, so that the end of the client is the end of input, however the client ends.
+func (y *younger) stdinLocked(r *record) (fd int, err error) {
+	if pty := r.fd(proto.HeldPTY, 0); pty >= 0 {
+		return sys.Dup(pty)
+	}
+	held := r.fd(proto.HeldStdin, 0)
+	if held < 0 {
+		return -1, unix.EPIPE
+	}
+	if r.Flags&proto.KeepStdinOnce != 0 {
+		fd, err := sys.Dup(held)
+		if err == nil {
+			y.keepLocked(r, func(k *proto.Keep) { k.Drop = []proto.Held{{Kind: proto.HeldStdin}} })
+		}
+		return fd, err
+	}
+	return unix.Openat(fdDir, r.ID+"/"+fifoNames[0], unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+}
+
 func (y *younger) ttyLocked(r *request, id string) error {
 	p, err := y.findLocked(id)
 	if err != nil {
@@ -299,7 +322,7 @@ func (y *younger) ttyLocked(r *request, id string) error {
 	}
 	pty := p.rec.fd(proto.HeldPTY, 0)
 	if pty < 0 {
-		return at("find terminal of "+id, unix.ENOTTY)
+		return sys.At("find terminal of "+id, unix.ENOTTY)
 	}
 	r.c.ackLocked(r.seq, nil, pty)
 	return errLater
@@ -321,9 +344,13 @@ func (y *younger) forgetLocked(r *request, id string) error {
 		unix.PidfdSendSignal(rec.fd(proto.HeldPIDFD, 0), unix.SIGKILL, nil, 0) //nolint:errcheck // its end is awaited
 		return errLater
 	case p.launch != nil, p.slot.exited.Load() == 0:
-		return at("forget "+id, unix.EBUSY)
+		return sys.At("forget "+id, unix.EBUSY)
 	}
 	p.forgets = append(p.forgets, *r)
-	p.kick(doForget)
+	if p.pump != nil {
+		p.pump.Close()
+	} else {
+		y.forgottenLocked(p)
+	}
 	return errLater
 }

@@ -6,51 +6,32 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/keeper/sys"
 )
-
-// sigaction is the kernel's struct; the fields after handler stay zero for SIG_DFL and SIG_IGN.
-type sigaction struct {
-	handler  uintptr
-	flags    uint64
-	restorer uintptr
-	mask     uint64
-}
-
-const (
-	sigDefault = 0
-	sigIgnore  = 1
-)
-
-// setSignal changes what a signal does behind the back of the Go runtime, for the whole process. os/signal would bring
-// package os with it (see proto) and a goroutine that is never needed.
-func setSignal(sig syscall.Signal, handler uintptr) {
-	act := sigaction{handler: handler}
-	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
-}
 
 // terminable says whether signals that ask a process to end may end this one: only while it keeps nothing. Being killed by one is then
 // as good as an orderly exit, since there is nothing to put in order.
 func terminable(yes bool) {
-	handler := uintptr(sigIgnore)
+	handler := uintptr(sys.SigIgnore)
 	if yes {
-		handler = sigDefault
+		handler = sys.SigDefault
 	}
 	for _, s := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT} {
-		setSignal(s, handler)
+		sys.SetSignal(s, handler)
 	}
 }
 
 // settle makes a new image safe to hold descriptors: nobody may read its memory, and little may kill it.
 func settle() {
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	for _, task := range entries(unix.AT_FDCWD, "/proc/self/task") { // the runtime's threads too: children inherit one's name
+	for _, task := range sys.Entries(unix.AT_FDCWD, "/proc/self/task") { // the runtime's threads too: children inherit one's name
 		writeProc("/proc/self/task/"+task+"/comm", "shim-keeper")
 	}
 	writeProc("/proc/self/oom_score_adj", "-999") // not allowed everywhere
-	setSignal(unix.SIGPIPE, sigIgnore)
+	sys.SetSignal(unix.SIGPIPE, sys.SigIgnore)
 }
 
 func writeProc(name, text string) {

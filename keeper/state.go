@@ -8,16 +8,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/keeper/pump"
+	"crishim.dev/keeper/sys"
 )
 
 // slot is what must survive kill -9 at any instruction about one process: how far its log has been written and how it
-// ended. It lives in memory shared by all images of the pair. A reader after a crash sees every store that was made
-// before it, so the order of stores is the whole protocol.
-//
-// The position in force is half[seq&1]. A change writes the other half, then seq+1.
+// ended. It lives in memory shared by all images of the pair, of whatever version: its layout never changes.
 type slot struct {
-	seq  atomic.Uint64
-	half [2]position
+	progress pump.Progress
 	// exitTime and exitStatus are valid when exited is 1.
 	exitTime   int64
 	exitStatus uint32
@@ -30,26 +29,6 @@ const (
 	numSlots  = 65536
 	tableSize = slotSize * numSlots
 )
-
-// position is how far a process's log has been written. See the package comment for the rules.
-type position struct {
-	log   uint64    // bytes of the log file that are final
-	spool [2]uint64 // bytes of each spool that are in the log
-	end   uint64    // with mode: the spool offset up to which a write is under way
-	time  int64     // with mode: the time on its lines
-	gen   uint32    // which log file
-	mode  uint32    // 0, or whose output is being written: 1 + the stream
-}
-
-// at is the position in force.
-func (s *slot) at() position { return s.half[s.seq.Load()&1] }
-
-// set puts a position in force, atomically.
-func (s *slot) set(p position) {
-	n := s.seq.Load() + 1
-	s.half[n&1] = p
-	s.seq.Store(n)
-}
 
 // exit stores how the process ended, once.
 func (s *slot) exit(status uint32) {
@@ -73,7 +52,7 @@ func openTable(fd int) (*table, error) {
 	}
 	b, err := unix.Mmap(fd, 0, tableSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, at("map state", err)
+		return nil, sys.At("map state", err)
 	}
 	return &table{slots: (*[numSlots]slot)(unsafe.Pointer(&b[0]))}, nil
 }

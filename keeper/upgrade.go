@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -23,10 +24,10 @@ type upgrade struct {
 // upgradeLocked begins an upgrade to the binary behind the request's descriptor.
 func (y *younger) upgradeLocked(r *request) error {
 	if len(r.fds) != 1 {
-		return at("upgrade", unix.EBADF)
+		return sys.At("upgrade", unix.EBADF)
 	}
 	if y.upgrading != nil {
-		return at("upgrade", unix.EBUSY)
+		return sys.At("upgrade", unix.EBUSY)
 	}
 	u := &upgrade{c: r.c, seq: r.seq, image: -1}
 	y.upgrading = u
@@ -38,7 +39,7 @@ func (y *younger) upgradeLocked(r *request) error {
 		defer y.mu.Unlock()
 		if err != nil {
 			y.upgrading = nil
-			u.c.ackLocked(u.seq, at("copy binary", err))
+			u.c.ackLocked(u.seq, sys.At("copy binary", err))
 			return
 		}
 		u.image = image
@@ -56,7 +57,7 @@ func (y *younger) upgradeAnswerLocked(_ uint64, m proto.Message) {
 	y.upgrading = nil
 	defer unix.Close(u.image)
 	if a, ok := m.(*proto.Ack); ok {
-		u.c.ackLocked(u.seq, at("upgrade: "+a.Error, syscall.Errno(a.Errno)))
+		u.c.ackLocked(u.seq, sys.At("upgrade: "+a.Error, syscall.Errno(a.Errno)))
 		return
 	}
 	u.c.ackLocked(u.seq, nil)

@@ -3,10 +3,9 @@
 package keeper
 
 import (
-	"io"
-
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -31,7 +30,7 @@ func (w *wire) write(b []byte, fds []int) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	return retry(func() error { return unix.Sendmsg(w.fd, b, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) })
+	return sys.Retry(func() error { return unix.Sendmsg(w.fd, b, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) })
 }
 
 // send sends a packet, or queues it when the peer has no room; then the owner of w calls flush when it has. ENOBUFS: the
@@ -49,7 +48,7 @@ func (w *wire) send(b []byte, fds []int) error {
 	for _, fd := range fds {
 		d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
-			closeAll(p.fds)
+			sys.CloseAll(p.fds)
 			return err
 		}
 		p.fds = append(p.fds, d)
@@ -66,7 +65,7 @@ func (w *wire) flush() error {
 		if err == unix.EAGAIN { //nolint:errorlint // bare errno
 			return nil
 		}
-		closeAll(p.fds)
+		sys.CloseAll(p.fds)
 		w.out = w.out[1:]
 		if err != nil {
 			return err
@@ -98,7 +97,7 @@ func (w *wire) sendNow(b []byte, fds []int) error {
 // empty drops what waits.
 func (w *wire) empty() {
 	for _, p := range w.out {
-		closeAll(p.fds)
+		sys.CloseAll(p.fds)
 	}
 	w.out = nil
 }
@@ -117,58 +116,14 @@ type inbox struct {
 
 // receive reads one message. The descriptors belong to the caller. io.EOF: the peer is gone; EAGAIN: nothing there.
 func (in *inbox) receive(fd int) (seq uint64, m proto.Message, fds []int, err error) {
-	n, fds, err := receive(fd, in.data[:], in.oob[:], 0)
+	n, fds, err := sys.Receive(fd, in.data[:], in.oob[:], 0)
 	if err != nil {
 		return 0, nil, nil, err
 	}
 	seq, m, err = proto.Unmarshal(in.data[:n])
 	if err != nil {
-		closeAll(fds)
+		sys.CloseAll(fds)
 		return 0, nil, nil, err
 	}
 	return seq, m, fds, nil
-}
-
-// receive reads one packet, without waiting unless flags has MSG_WAITALL. ECONNRESET only says that the peer has gone with packets unread; what it had sent before is still
-// to be read.
-func receive(fd int, data, oob []byte, flags int) (n int, fds []int, err error) {
-	if flags&unix.MSG_WAITALL == 0 {
-		flags |= unix.MSG_DONTWAIT
-	}
-	var oobn, got int
-	for {
-		n, oobn, got, _, err = unix.Recvmsg(fd, data, oob, flags|unix.MSG_CMSG_CLOEXEC)
-		if err == nil {
-			break
-		}
-		if err != unix.EINTR && err != unix.ECONNRESET {
-			return 0, nil, err
-		}
-	}
-	if oobn > 0 {
-		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil {
-			return 0, nil, err
-		}
-		for i := range msgs {
-			if f, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-				fds = append(fds, f...)
-			}
-		}
-	}
-	if got&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		closeAll(fds)
-		return 0, nil, unix.EMSGSIZE
-	}
-	if n == 0 {
-		closeAll(fds)
-		return 0, nil, io.EOF
-	}
-	return n, fds, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
 }

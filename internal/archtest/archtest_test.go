@@ -72,6 +72,8 @@ func TestRulesBite(t *testing.T) {
 		{"undocumented", "cni/a.go", head + "func F() {}", "no doc comment"},
 		{"mutable", "cni/a.go", head + "var count int", "mutable"},
 		{"no package comment", "cni/a.go", spdx + "\n\npackage p\n", "no package comment"},
+		{"keeper's parts", "keeper/pump/a.go", head + `import _ "crishim.dev/keeper/executor"`, "both stand on floor 1"},
+		{"keeper of ours", "cmd/shim-keeper/a.go", head + `import _ "crishim.dev/internal/errs"`, "must stay tiny"},
 		{"large keeper", "cmd/shim-keeper/a.go", head + `import _ "net/http"`, "must stay tiny"},
 	}
 	for _, tt := range tests {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package keeper
+package sys
 
 import (
 	"sync"
@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// source is something that waits for a descriptor. ready is called by the poller's goroutine, which must not be held up.
-type source interface{ ready(events uint32) }
+// Source is something that waits for a descriptor. Ready is called by the poller's goroutine, which must not be held up.
+type Source interface{ Ready(events uint32) }
 
-// poller waits for descriptors with one epoll instance: an idle stream costs an entry in a map, no goroutine and no buffer.
-// Safe for concurrent use, except for run.
-type poller struct {
+// Poller waits for descriptors with one epoll instance: an idle stream costs an entry in a map, no goroutine and no buffer.
+// Safe for concurrent use, except for Run.
+type Poller struct {
 	ep int
 
 	// mu guards sources and gen.
@@ -24,22 +24,24 @@ type poller struct {
 
 // watched carries a generation, since an event may be in hand when its descriptor is closed and the number used again.
 type watched struct {
-	src source
+	src Source
 	gen int32
 }
 
-func newPoller() (*poller, error) {
+// NewPoller makes a poller.
+func NewPoller() (*Poller, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, at("make epoll instance", err)
+		return nil, At("make epoll instance", err)
 	}
-	return &poller{ep: ep, sources: map[int32]watched{}}, nil
+	return &Poller{ep: ep, sources: map[int32]watched{}}, nil
 }
 
-// oneShot is for sources that call arm again when they are done with an event.
-const oneShot = unix.EPOLLONESHOT
+// OneShot is for sources that call Arm again when they are done with an event.
+const OneShot = unix.EPOLLONESHOT
 
-func (p *poller) add(fd int, events uint32, s source) error {
+// Add starts watching a descriptor for events.
+func (p *Poller) Add(fd int, events uint32, s Source) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gen++
@@ -47,8 +49,8 @@ func (p *poller) add(fd int, events uint32, s source) error {
 	return unix.EpollCtl(p.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd), Pad: p.gen})
 }
 
-// arm asks for the next event of a descriptor.
-func (p *poller) arm(fd int, events uint32) {
+// Arm asks for the next event of a descriptor.
+func (p *Poller) Arm(fd int, events uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w, ok := p.sources[int32(fd)]; ok {
@@ -56,8 +58,8 @@ func (p *poller) arm(fd int, events uint32) {
 	}
 }
 
-// del must be called before the descriptor is closed: a duplicate elsewhere would keep it in the epoll set.
-func (p *poller) del(fd int) {
+// Del must be called before the descriptor is closed: a duplicate elsewhere would keep it in the epoll set.
+func (p *Poller) Del(fd int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, ok := p.sources[int32(fd)]; ok {
@@ -66,8 +68,8 @@ func (p *poller) del(fd int) {
 	}
 }
 
-// run delivers events for ever. idle is called once when nothing has happened for a second after something has.
-func (p *poller) run(idle func()) error {
+// Run delivers events for ever. idle is called once when nothing has happened for a second after something has.
+func (p *Poller) Run(idle func()) error {
 	var events [64]unix.EpollEvent
 	timeout := -1
 	for {
@@ -76,7 +78,7 @@ func (p *poller) run(idle func()) error {
 			continue
 		}
 		if err != nil {
-			return at("wait for events", err)
+			return At("wait for events", err)
 		}
 		if n == 0 {
 			idle()
@@ -89,7 +91,7 @@ func (p *poller) run(idle func()) error {
 			w, ok := p.sources[e.Fd]
 			p.mu.Unlock()
 			if ok && w.gen == e.Pad {
-				w.src.ready(e.Events)
+				w.src.Ready(e.Events)
 			}
 		}
 	}

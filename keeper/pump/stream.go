@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package keeper
+package pump
 
 import (
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/keeper/sys"
 )
 
 // Sizes of the pump. A chunk is what a pipe holds, so that a full one is emptied at once.
@@ -26,9 +27,9 @@ const (
 )
 
 // stream is one output of a process: a FIFO, or a pty's master that is copied through a FIFO.
-// All fields but fd belong to the goroutine in proc.work.
+// All fields but p, index and fd belong to the worker; eof is set with Pump.mu held.
 type stream struct {
-	p     *proc
+	p     *Pump
 	index int
 	// fd is what the poller watches: the FIFO's read end or the master; -1 without this stream.
 	fd      int
@@ -44,112 +45,11 @@ type stream struct {
 	streak int
 }
 
-// todo is what a process's worker has been asked for.
-type todo uint32
-
-const (
-	doStdout todo = 1 << iota
-	doStderr
-	doExit
-	doReopen
-	doForget
-	doRedo
-)
-
-// proc is a process in the younger's hands. Its worker goroutine exists only while there is something to do.
-type proc struct {
-	y       *younger
-	rec     *record // guarded by y.mu, but for ID and Slot, which never change
-	id      string
-	slot    *slot
-	streams [2]stream
-	logged  bool // it has a log file
-
-	// Guarded by y.mu.
-	launch    *launch // while under way
-	failedOp  int32
-	errno     uint32
-	dir       bool      // it has a directory
-	announced bool      // Exited has been sent: its output is in the log and its record written
-	waiters   []request // Spawns and Releases to be answered when the launch has come to its end
-	forgets   []request
-
-	// mu guards what follows. It is taken after y.mu.
-	mu      sync.Mutex
-	todo    todo
-	busy    bool          // the worker runs
-	leaving bool          // doForget has been asked for: nothing is tried again
-	wake    chan struct{} // closed to wake a worker that waits before it tries again
-	reopens []reopen
-	taps    []*tap
-}
-
-// kick asks the worker for something.
-func (p *proc) kick(t todo) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.todo |= t
-	p.leaving = p.leaving || t&doForget != 0
-	if p.wake != nil {
-		close(p.wake)
-		p.wake = nil
-	}
-	if !p.busy {
-		p.busy = true
-		go p.work()
-	}
-}
-
-// ready is the poller's call: there is something to read.
-func (s *stream) ready(uint32) { s.p.kick(doStdout << s.index) }
-
-// work does what has been asked until there is nothing left. One worker at a time runs for a process, so that both streams, which
-// share one log file, are written in turn.
-func (p *proc) work() {
-	var b *buffers
-	defer func() { p.y.pool.put(b) }()
-	for {
-		p.mu.Lock()
-		t := p.todo
-		p.todo = 0
-		if t == 0 {
-			p.busy = false
-			p.mu.Unlock()
-			return
-		}
-		p.mu.Unlock()
-		if b == nil {
-			b = p.y.pool.get()
-		}
-		if t&doForget != 0 {
-			p.end(b)
-			return // busy stays set: nothing starts again
-		}
-		if t&doRedo != 0 {
-			p.redo(b)
-		}
-		if t&doReopen != 0 {
-			p.switchLog()
-		}
-		again := todo(0)
-		for i := range p.streams {
-			if t&(doStdout<<i) != 0 && p.pump(&p.streams[i], b) {
-				again |= doStdout << i
-			}
-		}
-		if t&doExit != 0 {
-			p.finish(b)
-		}
-		if again != 0 {
-			p.mu.Lock()
-			p.todo |= again
-			p.mu.Unlock()
-		}
-	}
-}
+// Ready is the poller's call: there is something to read.
+func (s *stream) Ready(uint32) { s.p.kick(doStdout << s.index) }
 
 // pump takes one pipe's fill from a stream to the log, and says whether there may be more.
-func (p *proc) pump(s *stream, b *buffers) bool {
+func (p *Pump) pump(s *stream, b *buffers) bool {
 	if s.fd < 0 || s.eof {
 		return false
 	}
@@ -161,16 +61,16 @@ func (p *proc) pump(s *stream, b *buffers) bool {
 			return true
 		}
 		p.trim(s, true)
-		p.y.poll.arm(s.fd, unix.EPOLLIN|oneShot)
+		p.poller.Arm(s.fd, unix.EPOLLIN|sys.OneShot)
 		return false
 	case err != nil:
-		p.y.log.failed("read output of "+p.id, err)
+		p.owner.Failed("read output", err)
 		if !p.pause(time.Second) {
 			return false
 		}
 		return true
 	case n == 0:
-		p.close(s, b)
+		p.finish(s, b)
 		return false
 	}
 	s.pace()
@@ -192,13 +92,13 @@ func (s *stream) pace() {
 	s.last = now
 }
 
-// close ends a stream at its end: what is left is its last text.
-func (p *proc) close(s *stream, b *buffers) {
-	s.eof = true
-	p.y.poll.del(s.fd)
+// finish ends a stream at its end: what is left is its last text.
+func (p *Pump) finish(s *stream, b *buffers) {
+	p.poller.Del(s.fd)
 	p.drain(s, b, true)
 	p.trim(s, true)
 	p.mu.Lock()
+	s.eof = true
 	for _, t := range p.taps {
 		if t.stream == s.index {
 			t.finish()
@@ -209,7 +109,7 @@ func (p *proc) close(s *stream, b *buffers) {
 
 // fill moves output from the FIFO to the spool, or reads it when there is no log. It returns 0 at the end. What it moves is in either the
 // one or the other at any instruction: the spool's size, which the kernel keeps, counts what was consumed.
-func (p *proc) fill(s *stream, b *buffers) (int, error) {
+func (p *Pump) fill(s *stream, b *buffers) (int, error) {
 	if s.conduit >= 0 {
 		if err := s.drawMaster(b); err != nil {
 			return 0, err
@@ -235,8 +135,8 @@ func (p *proc) fill(s *stream, b *buffers) (int, error) {
 }
 
 // discard reads output that only attached clients see.
-func (p *proc) discard(s *stream, b *buffers) (n int, err error) {
-	err = retry(func() error { n, err = unix.Read(s.fifo, b.in[:]); return err })
+func (p *Pump) discard(s *stream, b *buffers) (n int, err error) {
+	err = sys.Retry(func() error { n, err = unix.Read(s.fifo, b.in[:]); return err })
 	if err != nil {
 		return 0, err
 	}
@@ -244,9 +144,12 @@ func (p *proc) discard(s *stream, b *buffers) (n int, err error) {
 	return n, nil
 }
 
+// spoolNames are the ends of the spools' names.
+var spoolNames = [2]string{"spool1", "spool2"}
+
 // openSpool opens the stream's spool; flags is O_CREAT or 0.
 func (s *stream) openSpool(flags int) error {
-	fd, err := unix.Openat(fdDir, s.p.id+"/"+spoolNames[s.index], unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW|flags, 0o600)
+	fd, err := unix.Openat(s.p.dir, s.p.name+spoolNames[s.index], unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW|flags, 0o600)
 	if err != nil {
 		return err
 	}
@@ -260,12 +163,12 @@ func (s *stream) openSpool(flags int) error {
 }
 
 // drain writes what the spool has to the log, as far as it makes lines, or all of it.
-func (p *proc) drain(s *stream, b *buffers, all bool) {
+func (p *Pump) drain(s *stream, b *buffers, all bool) {
 	if s.spool < 0 {
 		return
 	}
 	for {
-		pos := p.slot.at()
+		pos := p.progress.at()
 		have := s.size - int64(pos.spool[s.index])
 		n := int(min(have, chunkSize))
 		if n <= 0 || !p.load(s, b, int64(pos.spool[s.index]), n) {
@@ -283,14 +186,14 @@ func (p *proc) drain(s *stream, b *buffers, all bool) {
 }
 
 // load reads n bytes of the spool to the buffer.
-func (p *proc) load(s *stream, b *buffers, off int64, n int) bool {
+func (p *Pump) load(s *stream, b *buffers, off int64, n int) bool {
 	for done := 0; done < n; {
 		m, err := unix.Pread(s.spool, b.in[done:n], off+int64(done))
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || m == 0 {
-			p.y.log.failed("read spool of "+p.id, err)
+			p.owner.Failed("read spool", err)
 			return false
 		}
 		done += m
@@ -299,16 +202,16 @@ func (p *proc) load(s *stream, b *buffers, off int64, n int) bool {
 }
 
 // commit writes the first use bytes of the buffer to the log: first the intent with its time, then the lines, then the new position.
-// It returns false when the process was forgotten meanwhile.
-func (p *proc) commit(s *stream, b *buffers, use int) bool {
+// It returns false when the pump is being closed.
+func (p *Pump) commit(s *stream, b *buffers, use int) bool {
 	for {
-		pos := p.slot.at()
+		pos := p.progress.at()
 		pos.end, pos.time, pos.mode = pos.spool[s.index]+uint64(use), time.Now().UnixNano(), uint32(1+s.index)
-		p.slot.set(pos)
+		p.progress.set(pos)
 		switch p.write(b.in[:use], b) {
 		case wrote:
 			return true
-		case forgotten:
+		case closing:
 			return false
 		case reopened: // the intent was taken back; the same text goes to the new file
 		}
@@ -317,8 +220,8 @@ func (p *proc) commit(s *stream, b *buffers, use int) bool {
 
 // redo completes the write that a killed keeper had begun, the same bytes to the same place, and goes on with what else it had put in
 // the spools.
-func (p *proc) redo(b *buffers) {
-	if pos := p.slot.at(); pos.mode != 0 {
+func (p *Pump) redo(b *buffers) {
+	if pos := p.progress.at(); pos.mode != 0 {
 		i := int(pos.mode-1) & 1
 		s, off := &p.streams[i], int64(pos.spool[i])
 		if n := int(int64(pos.end) - off); s.spool >= 0 && n > 0 && n <= chunkSize && p.load(s, b, off, n) {
@@ -331,11 +234,11 @@ func (p *proc) redo(b *buffers) {
 }
 
 // trim gives the spool's pages back to the file system: all of them when the stream is idle.
-func (p *proc) trim(s *stream, idle bool) {
+func (p *Pump) trim(s *stream, idle bool) {
 	if s.spool < 0 {
 		return
 	}
-	done := int64(p.slot.at().spool[s.index])
+	done := int64(p.progress.at().spool[s.index])
 	if done-s.punched < punchEvery && (!idle || done == s.punched) {
 		return
 	}
@@ -348,4 +251,39 @@ func (p *proc) trim(s *stream, idle bool) {
 		unix.Fallocate(s.spool, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, end-start) //nolint:errcheck // costs memory, no more
 	}
 	s.punched = done
+}
+
+// drawMaster moves what a pty holds into the FIFO behind it, so that the pump finds output of ptys and pipes alike in something that a
+// killed keeper leaves whole. EIO is the end: the last process has closed the terminal.
+func (s *stream) drawMaster(b *buffers) error {
+	for {
+		n, err := unix.Splice(s.fd, nil, s.conduit, nil, chunkSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if err == unix.EINVAL { //nolint:errorlint // a kernel that can't splice from terminals (before 6.5)
+			n, err = s.copyMaster(b)
+		}
+		switch {
+		case err == unix.EINTR: //nolint:errorlint // bare errno
+		case err == unix.EAGAIN: //nolint:errorlint // bare errno
+			return nil // nothing more, or the FIFO is full
+		case err != nil || n == 0:
+			unix.Close(s.conduit)
+			s.conduit = -1
+			return nil
+		}
+	}
+}
+
+// copyMaster reads no more than the FIFO takes without blocking.
+func (s *stream) copyMaster(b *buffers) (int64, error) {
+	const atomic = 4096 // PIPE_BUF
+	p := []unix.PollFd{{Fd: int32(s.conduit), Events: unix.POLLOUT}}
+	if n, err := unix.Poll(p, 0); err != nil || n == 0 {
+		return 0, unix.EAGAIN
+	}
+	n, err := unix.Read(s.fd, b.in[:atomic])
+	if err != nil || n == 0 {
+		return 0, err
+	}
+	_, err = unix.Write(s.conduit, b.in[:n])
+	return int64(n), err
 }

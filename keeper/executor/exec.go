@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package keeper
+package executor
 
 import (
 	"syscall"
@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -51,31 +52,15 @@ type child struct {
 	name   [16]byte
 
 	ignored [len(ignorable)]uint8
-	zero    sigaction
+	zero    sys.Sigaction
 	mask    uint64
 
 	// What reports are made of.
-	note    note
+	note    Note
 	iov     [2]uintptr
 	msg     msghdr
 	control control
 }
-
-// note is a packet from the child to the keeper.
-type note struct {
-	what  uint32
-	index uint32 // of the op
-	value uint32 // errno, tag or pid
-}
-
-const noteSize = 12
-
-// What a note says.
-const (
-	noteFailed = 'E' // value: errno
-	noteCloned = 'C' // value: pid of the second process; with its pidfd
-	noteFD     = 'F' // value: tag; with the descriptor
-)
 
 // msghdr and control are the kernel's structs, with addresses that are no Go pointers.
 type msghdr struct {
@@ -206,10 +191,10 @@ func (c *child) do(o *proto.Op, index uintptr) (uintptr, syscall.Errno) {
 		if e != 0 || pid == 0 {
 			return 0, e
 		}
-		c.tell(noteCloned, index, uint32(pid), c.pidfd2)
+		c.tell(NoteCloned, index, uint32(pid), c.pidfd2)
 		c.exit(0)
 	case proto.PseudoReport:
-		return 0, c.tell(noteFD, index, uint32(c.args[0]), int32(c.args[1]))
+		return 0, c.tell(NoteFD, index, uint32(c.args[0]), int32(c.args[1]))
 	case proto.PseudoFail:
 		e := syscall.Errno(c.args[0])
 		if c.eacces {
@@ -243,7 +228,7 @@ func ignored(o *proto.Op, e syscall.Errno) bool {
 //go:nosplit
 //go:norace
 func (c *child) tell(what uint32, index uintptr, value uint32, fd int32) syscall.Errno {
-	c.note.what, c.note.index, c.note.value = what, uint32(index), value
+	c.note.What, c.note.Index, c.note.Value = what, uint32(index), value
 	c.msg.controlLen = 0
 	if fd >= 0 {
 		c.control.fd = fd
@@ -260,7 +245,7 @@ func (c *child) tell(what uint32, index uintptr, value uint32, fd int32) syscall
 //go:nosplit
 //go:norace
 func (c *child) fail(index uintptr, e syscall.Errno) {
-	c.tell(noteFailed, index, uint32(e), -1)
+	c.tell(NoteFailed, index, uint32(e), -1)
 	c.exit(1)
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package keeper
+package executor
 
 import (
 	"sync"
@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crishim.dev/keeper/sys"
 	"crishim.dev/proto"
 )
 
@@ -29,11 +30,11 @@ func afterFork()
 // zygoteName is the zygote's name (comm), by which an elder knows the one of a dead younger.
 const zygoteName = "shim-zygote"
 
-// namedZygote goes by the name. A child that was killed before it changed it is taken for one too: to an elder that child is nobody, since its
+// NamedZygote goes by the name. A child that was killed before it changed it is taken for one too: to an elder that child is nobody, since its
 // launch has not happened.
-func namedZygote(pid int32) bool {
-	st, err := readStat(pid)
-	return err == nil && st.comm == zygoteName
+func NamedZygote(pid int32) bool {
+	st, err := sys.ReadStat(pid)
+	return err == nil && st.Comm == zygoteName
 }
 
 const (
@@ -44,7 +45,7 @@ const (
 // zygote is the zygote's memory, a private mapping.
 type zygote struct {
 	name  [16]byte
-	order order
+	order Order
 	iov   [2]uintptr
 	msg   msghdr
 	in    struct {
@@ -60,8 +61,8 @@ type zygote struct {
 // answer is what becomes of an order; with the pidfd if there is a process.
 type answer struct{ pid, errno int32 }
 
-// nursery is the younger's end. Safe for concurrent use.
-type nursery struct {
+// Nursery is the younger's end. Safe for concurrent use.
+type Nursery struct {
 	// mu lets one order through at a time, and guards fd.
 	mu sync.Mutex
 	fd int // -1: there is no zygote
@@ -69,21 +70,26 @@ type nursery struct {
 	pids [2]atomic.Int32
 }
 
-// knows says whether pid is a zygote of this younger.
-func (n *nursery) knows(pid int32) bool { return n.pids[0].Load() == pid || n.pids[1].Load() == pid }
+// CloneError is the kernel's refusal of the process itself.
+type CloneError struct{ Errno syscall.Errno }
 
-// start makes the zygote.
-func (n *nursery) start() error {
+func (e *CloneError) Error() string { return "clone: " + e.Errno.Error() }
+
+// Knows says whether pid is a zygote of this younger.
+func (n *Nursery) Knows(pid int32) bool { return n.pids[0].Load() == pid || n.pids[1].Load() == pid }
+
+// Start makes the first zygote. It is as small as the process is then.
+func (n *Nursery) Start() error {
 	n.fd = -1
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return at("make zygote's socket", err)
+		return sys.At("make zygote's socket", err)
 	}
 	defer unix.Close(pair[1])
 	m, err := unix.Mmap(-1, 0, int(unsafe.Sizeof(zygote{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		unix.Close(pair[0])
-		return at("map zygote", err)
+		return sys.At("map zygote", err)
 	}
 	defer unix.Munmap(m)
 	z := (*zygote)(unsafe.Pointer(&m[0]))
@@ -91,7 +97,7 @@ func (n *nursery) start() error {
 	pid, e := fork(z, uintptr(pair[1]))
 	if e != 0 {
 		unix.Close(pair[0])
-		return at("fork zygote", e)
+		return sys.At("fork zygote", e)
 	}
 	n.fd = pair[0]
 	n.pids[1].Store(n.pids[0].Load())
@@ -99,32 +105,32 @@ func (n *nursery) start() error {
 	return nil
 }
 
-// place has an order carried out. EAGAIN: the zygote has died over it.
-func (n *nursery) place(o *order, fds []int) (pid, pidfd int, err error) {
+// Place has an order carried out. EAGAIN: the zygote has died over it.
+func (n *Nursery) Place(o *Order, fds []int) (pid, pidfd int, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fd < 0 {
-		if err := n.start(); err != nil {
+		if err := n.Start(); err != nil {
 			return 0, -1, err
 		}
 	}
-	err = retry(func() error { return unix.Sendmsg(n.fd, bytesOf(o), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL) })
+	err = sys.Retry(func() error { return unix.Sendmsg(n.fd, bytesOf(o), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL) })
 	var a answer
 	var got int
 	var received []int
 	if err == nil {
 		var oob [64]byte
-		got, received, err = receive(n.fd, bytesOf(&a), oob[:], unix.MSG_WAITALL)
+		got, received, err = sys.Receive(n.fd, bytesOf(&a), oob[:], unix.MSG_WAITALL)
 	}
 	if err != nil || got != int(unsafe.Sizeof(a)) || a.errno == 0 && len(received) != 1 {
-		closeAll(received)
+		sys.CloseAll(received)
 		unix.Close(n.fd)
 		n.fd = -1
-		return 0, -1, at("the zygote has ended", unix.EAGAIN)
+		return 0, -1, sys.At("the zygote has ended", unix.EAGAIN)
 	}
 	if a.errno != 0 {
-		closeAll(received)
-		return 0, -1, &cloneError{syscall.Errno(a.errno)}
+		sys.CloseAll(received)
+		return 0, -1, &CloneError{syscall.Errno(a.errno)}
 	}
 	return int(a.pid), received[0], nil
 }
