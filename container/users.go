@@ -16,8 +16,8 @@ import (
 	"crishim.dev/sandbox"
 )
 
-// checkUsers refuses what does not fit the pod's user namespace: other mappings than its own, the host's pid namespace, users and
-// groups that it has no ids for. A container that says nothing has the pod's.
+// checkUsers refuses what does not fit the pod's user namespace: other mappings than its own, the host's pid namespace, mounts that are to
+// reach the host, users and groups that it has no ids for. A container that says nothing has the pod's.
 func checkUsers(box sandbox.Sandbox, cfg *cri.ContainerConfig, p process.Process) error {
 	ids, mapped := box.Users()
 	if u := security(cfg).GetNamespaceOptions().GetUsernsOptions(); u != nil {
@@ -29,6 +29,9 @@ func checkUsers(box sandbox.Sandbox, cfg *cri.ContainerConfig, p process.Process
 		}
 	}
 	for i, mt := range cfg.GetMounts() {
+		if mapped && mt.GetPropagation() == cri.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+			return errs.Newf(errs.Invalid, "mounts[%d].propagation: BIDIRECTIONAL can't be had in a pod with a user namespace: mounts made there stay there", i)
+		}
 		if len(mt.GetUidMappings())+len(mt.GetGidMappings()) == 0 {
 			continue
 		}

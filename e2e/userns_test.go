@@ -111,7 +111,7 @@ func TestUserNamespaceRootIsLockedIn(t *testing.T) {
 	}
 	// What is its own it may do.
 	c.Exec("sh", "-c", `set -e
-		mkdir /t /p /b; mount -t tmpfs none /t; mount --bind /t /b; mount -t proc proc /p; hostname other; touch /plain/made; cat /ro/secret
+		mkdir /t /p /b; mount -t tmpfs none /t; mount --bind /t /b; mount -t proc proc /p && exit 9; hostname other; touch /plain/made; cat /ro/secret
 		test "$(stat -c %u /plain)" = 65534`)
 	if uid, gid := owner(t, filepath.Join(plain, "made")); uid != base || gid != base {
 		t.Errorf("a file in a volume that is not mapped belongs to %d:%d; want %d", uid, gid, base)
@@ -119,6 +119,63 @@ func TestUserNamespaceRootIsLockedIn(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(dir, "x")); err == nil {
 		t.Error("the read-only volume was written")
 	}
+}
+
+// defaultMasks are what kubelet asks for unless procMount is Unmasked.
+func defaultMasks(s *cri.LinuxContainerSecurityContext) {
+	s.MaskedPaths = []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+		"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+	s.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}
+
+// TestUserNamespaceMountsAreLocked lets a root with every capability of its user namespace try to undo each mount it was given.
+func TestUserNamespaceMountsAreLocked(t *testing.T) {
+	n := node(t)
+	const base = 350000
+	all := security(func(s *cri.LinuxContainerSecurityContext) {
+		defaultMasks(s)
+		s.Capabilities = &cri.Capability{AddCapabilities: []string{"ALL"}}
+	})
+	own := security(func(s *cri.LinuxContainerSecurityContext) { s.NamespaceOptions.Pid = cri.NamespaceMode_POD })
+	shared := podSecurity(func(s *cri.LinuxSandboxSecurityContext) { s.NamespaceOptions.Pid = cri.NamespaceMode_POD })
+	for name, c := range map[string]struct {
+		pod       []func(*cri.PodSandboxConfig)
+		container []func(*cri.ContainerConfig)
+	}{
+		"pid namespace of its own": {[]func(*cri.PodSandboxConfig){mapped(base)}, []func(*cri.ContainerConfig){all}},
+		"the pod's pid namespace":  {[]func(*cri.PodSandboxConfig){mapped(base), shared}, []func(*cri.ContainerConfig){all, own}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := kit.RunPod(t, n, c.pod...)
+			cpuinfo := filepath.Join(t.TempDir(), "cpuinfo")
+			if err := os.WriteFile(cpuinfo, []byte("none\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			c := pod.Run(testimage.Busybox, kit.Sleep(), append(c.container,
+				mappedVolume(base, &cri.Mount{HostPath: t.TempDir(), ContainerPath: "/ro", Readonly: true}),
+				mappedVolume(base, &cri.Mount{HostPath: t.TempDir(), ContainerPath: "/data"}),
+				mount(&cri.Mount{HostPath: t.TempDir(), ContainerPath: "/dev/shm/in", Readonly: true}),
+				mount(&cri.Mount{HostPath: cpuinfo, ContainerPath: "/proc/cpuinfo", Readonly: true}))...)
+			for line := range strings.Lines(c.Exec("probe", "undo")) {
+				// Its own devpts is the one thing that the container's root mounts itself.
+				if !strings.HasSuffix(line, " /dev/pts\n") {
+					t.Errorf("works: %s", line)
+				}
+			}
+			c.Exec("sh", "-c", `set -e
+				test "$(stat -c %F:%t:%T /proc/keys)" = "character special file:1:3"; test -z "$(ls /sys/firmware)"; grep -q none /proc/cpuinfo
+				test "$(stat -c %u:%g /sys/fs/cgroup /dev/shm /dev/mqueue /dev /proc/self/status | sort -u)" = 0:0
+				mkdir /dev/shm/d; ls /sys/class/net/eth0/ >/dev/null; echo 1 > /proc/self/oom_score_adj; ls /dev/mqueue > /dev/null
+				mkdir /cg; mount -t cgroup -o pids none /cg 2>/dev/null || mount -t cgroup2 none /cg; ! echo 0 > /cg/pids.max; ! mkdir /cg/x`)
+		})
+	}
+	// Without masks there is nothing to hide: kubelet's procMount Unmasked is what nested containers need.
+	c := kit.RunPod(t, n, mapped(base)).Run(testimage.Busybox, kit.Sleep(), security(func(s *cri.LinuxContainerSecurityContext) {
+		s.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+	}))
+	c.Exec("sh", "-c", "mkdir /p /s && mount -t proc proc /p && test -d /p/1 && mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /s")
 }
 
 func TestUserNamespacesAreSeparate(t *testing.T) {
@@ -218,6 +275,7 @@ func TestUserNamespaceRefusals(t *testing.T) {
 		"other range": {options(users(900000)), "uids"},
 		"the host's":  {options(func(o *cri.NamespaceOption) { o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_NODE} }), "mode"},
 		"host pid":    {options(func(o *cri.NamespaceOption) { o.Pid = cri.NamespaceMode_NODE }), "pid"},
+		"propagation": {mount(&cri.Mount{HostPath: "/tmp", ContainerPath: "/v", Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL}), "propagation"},
 		"volume":      {mappedVolume(900000, &cri.Mount{HostPath: "/tmp", ContainerPath: "/v"}), "uidMappings"},
 		"user":        {security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: 70000} }), "70000"},
 		"group":       {security(func(s *cri.LinuxContainerSecurityContext) { s.SupplementalGroups = []int64{65536} }), "65536"},

@@ -73,6 +73,45 @@ func TestOps(t *testing.T) {
 	}
 }
 
+func TestAside(t *testing.T) {
+	p := newPair(t)
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	write := func(b *builder, text string) {
+		b.op("write", unix.SYS_WRITE, fd(proto.FDPassed), b.str(text), imm(len(text)))
+	}
+	var b builder
+	b.op("aside", proto.PseudoAside, imm(4)).Result = 1
+	b.op("receive", proto.PseudoReceive, reg(1)).Result = 2
+	b.op("write", unix.SYS_WRITE, reg(2), b.str("aside "), imm(6))
+	b.op("send", proto.PseudoSend, reg(1), imm(^uint64(0)))
+	b.op("getpid", unix.SYS_GETPID) // its last: it goes no further
+	b.op("send", proto.PseudoSend, reg(1), fd(proto.FDPassed))
+	b.op("wait", proto.PseudoReceive, reg(1))
+	write(&b, "main ")
+	b.op("exit", proto.PseudoExit, imm(3))
+	pr, err := p.run(&b, out)
+	if err != nil || pr.Status != 3<<8 {
+		t.Fatalf("%+v, %v", pr, err)
+	}
+	if got, err := os.ReadFile(out.Name()); err != nil || string(got) != "aside main " {
+		t.Errorf("wrote %q, %v", got, err)
+	}
+	// What goes wrong aside is the program's failure, and the process that waits for it ends without another.
+	b = builder{}
+	b.op("aside", proto.PseudoAside, imm(1)).Result = 1
+	b.op("mount aside", proto.PseudoFail, imm(unix.EXDEV))
+	b.op("wait", proto.PseudoReceive, reg(1))
+	b.op("exit", proto.PseudoExit, imm(0))
+	var l *client.LaunchError
+	if _, err := p.run(&b); !errors.As(err, &l) || err.Error() != "run program: mount aside: invalid cross-device link" {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestOpErrors(t *testing.T) {
 	p := newPair(t)
 	for name, c := range map[string]struct {

@@ -67,6 +67,8 @@ func (l *launch) heed(n executor.Note, fds []int) {
 	case n.What == executor.NoteCloned && len(fds) == 1 && p.rec.caller == 0:
 		l.movedLocked(int32(n.Value), fds[0])
 		return
+	case n.What == executor.NoteAside:
+		y.knowLocked(p.rec, int32(n.Value))
 	case n.What == executor.NoteFD && len(fds) == 1 && n.Value == proto.TagPTY:
 		l.terminalLocked(fds[0])
 		return

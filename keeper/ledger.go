@@ -26,7 +26,7 @@ type ledger struct {
 	mu      sync.Mutex
 	changed sync.Cond // broadcast when a record changes
 	records map[string]*record
-	// byPID finds a record by its process, and by the one that made it with PseudoClone.
+	// byPID finds a record by its process, by the one that made it with PseudoClone, and by those aside (PseudoAside).
 	byPID map[int32]*record
 	// launching is the number of records that are not KeepLaunched.
 	launching int
@@ -206,6 +206,12 @@ func (l *ledger) ended(pid int32, status uint32) *record {
 		}
 		l.changed.Wait()
 	}
+}
+
+// knowLocked is told of a process whose end is not r's.
+func (l *ledger) knowLocked(r *record, pid int32) {
+	l.byPID[pid] = r
+	l.changed.Broadcast()
 }
 
 // forked tells the reaper that there is a child.

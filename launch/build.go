@@ -160,6 +160,16 @@ func (p *code) under(flag uint8, r reg, body func()) {
 	p.flag, p.cond = 0, arg{}
 }
 
+// aside lets another process do the ops of body, while this one goes on behind them. The register that body gets, which is also the
+// result, has each one's end of a socket between the two.
+func (p *code) aside(body func(other reg)) reg {
+	i := len(p.Ops)
+	other := p.open(nil, int(proto.PseudoAside), imm(0))
+	body(other)
+	p.Ops[i].Arg[0] = uint64(len(p.Ops) - i - 1)
+	return other
+}
+
 // close closes the descriptor in r, if there is one, and frees the register.
 func (p *code) close(r reg) {
 	if p.flag == 0 {

@@ -4,6 +4,7 @@ package launch_test
 
 import (
 	"encoding/binary"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ type child struct {
 	hdr     unix.Msghdr
 	control [24]byte
 	pidfd   int32
+	pair    [2]int32
+	end     int
+	skip    int
 	kept    bool
 	mask    uint64
 }
@@ -62,12 +66,22 @@ func (c *child) load(mem []byte, l proto.Layout, o order) {
 	c.mask = ^uint64(0)
 }
 
+// growStack makes the stack large enough for all that the child does, which can't ask the runtime for more.
+//
+//go:noinline
+func growStack() byte {
+	var room [64 << 10]byte
+	room[len(os.Args)] = 1
+	return room[len(os.Args)/2]
+}
+
 // spawn forks with all signals blocked and runs the program in the child.
 //
 //go:noinline
 //go:norace
 func (c *child) spawn(args *cloneArgs) (uintptr, unix.Errno) {
 	var old uint64
+	growStack()
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&c.mask)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
 	pid, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
 	if errno != 0 || pid != 0 {
@@ -75,7 +89,12 @@ func (c *child) spawn(args *cloneArgs) (uintptr, unix.Errno) {
 		return pid, errno
 	}
 	for i := 0; i < len(c.ops); i++ {
+		if i == c.end && i > 0 {
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+		c.skip = 0
 		c.step(i)
+		i += c.skip
 	}
 	c.stop(len(c.ops), unix.ENOEXEC)
 	return 0, 0
@@ -105,7 +124,7 @@ func (c *child) step(i int) {
 		}
 		return
 	}
-	r, errno := c.call(op.NR, &a)
+	r, errno := c.call(i, op.NR, &a)
 	if errno != 0 {
 		ignored := false
 		for _, e := range op.Ignore {
@@ -126,7 +145,7 @@ func (c *child) step(i int) {
 
 //go:noinline
 //go:norace
-func (c *child) call(nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
+func (c *child) call(i int, nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
 	switch nr {
 	case proto.PseudoClone:
 		flags := a[0] | unix.CLONE_PARENT | unix.CLONE_PIDFD
@@ -136,6 +155,29 @@ func (c *child) call(nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
 		}
 		c.report(reportPID, uint64(pid), 0, -1)
 		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	case proto.PseudoAside:
+		unix.RawSyscall6(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0, uintptr(unsafe.Pointer(&c.pair)), 0, 0)
+		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PARENT, 0, 0, 0, 0, 0)
+		if errno != 0 {
+			return 0, errno
+		}
+		mine := 0
+		if pid == 0 {
+			mine, c.end = 1, i+1+int(a[0])
+		} else {
+			c.skip = int(a[0])
+		}
+		unix.RawSyscall(unix.SYS_CLOSE, uintptr(c.pair[1-mine]), 0, 0)
+		return uintptr(c.pair[mine]), 0
+	case proto.PseudoSend:
+		return 0, c.send(a[0], int32(a[1]))
+	case proto.PseudoReceive:
+		c.hdr.Control, c.hdr.Controllen = &c.control[0], uint64(len(c.control))
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, a[0], uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
+		if n == 0 || errno != 0 {
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 112, 0, 0)
+		}
+		return uintptr(*(*int32)(unsafe.Pointer(&c.control[16]))), 0
 	case proto.PseudoReport:
 		return 0, c.report(reportFD, uint64(a[0]), 0, int32(a[1]))
 	case proto.PseudoFail:
@@ -155,6 +197,13 @@ func (c *child) call(nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
 //go:norace
 func (c *child) report(kind, v, w uint64, fd int32) unix.Errno {
 	c.words[0], c.words[1], c.words[2] = kind, v, w
+	return c.send(c.fds[proto.FDReport], fd)
+}
+
+// send sends the words through a socket.
+//
+//go:norace
+func (c *child) send(socket uintptr, fd int32) unix.Errno {
 	c.hdr.Control, c.hdr.Controllen = nil, 0
 	if fd >= 0 {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&c.control))
@@ -162,7 +211,7 @@ func (c *child) report(kind, v, w uint64, fd int32) unix.Errno {
 		*(*int32)(unsafe.Pointer(&c.control[16])) = fd
 		c.hdr.Control, c.hdr.Controllen = &c.control[0], uint64(len(c.control))
 	}
-	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, c.fds[proto.FDReport], uintptr(unsafe.Pointer(&c.hdr)), 0)
+	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, socket, uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_NOSIGNAL)
 	return errno
 }
 

@@ -39,21 +39,33 @@ func Container(d *Description, f Facts) (*Plan, error) {
 	}
 	p.openLabel()
 	p.joinCgroup(d.Cgroup)
-	p.namespaces(d)
+	p.cgroupNS(d)
+	p.joinPod(d)
+	p.joinPIDNS(d)
+	p.privateMounts()
 	p.files(d, all)
+	p.pivot(p.fd(d.Root))
 	p.limits()
 	p.run()
 	return p.plan(flags, d.Cgroup), nil
 }
 
-// namespaces enters those of the pod.
-func (p *launchee) namespaces(d *Description) {
+// cgroupNS makes a cgroup namespace whose root is the process's cgroup.
+func (p *launchee) cgroupNS(d *Description) {
 	if !d.HostCgroupNS {
-		p.cgroupNS()
+		p.step("make cgroup namespace")
+		p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
 	}
+}
+
+// joinPod enters the namespaces of the pod.
+func (p *launchee) joinPod(d *Description) {
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")
+}
+
+func (p *launchee) joinPIDNS(d *Description) {
 	if d.PID == PIDJoin {
 		// From here on children are of that namespace; the process itself stays in the keeper's.
 		p.join(d.PIDNS, unix.CLONE_NEWPID, "join pid namespace")
@@ -81,12 +93,11 @@ func (d *Description) check(f Facts) error {
 	return d.Process.check()
 }
 
-// files builds the container's mounts and makes them its root.
+// files puts the container's mounts together, at the keeper's /r.
 func (p *launchee) files(d *Description, all []point) {
-	p.privateMounts()
 	var masks reg
 	if len(d.MaskedPaths) > 0 {
-		masks = p.masks(unix.S_IFCHR)
+		masks = p.masks()
 	}
 	root := p.fd(d.Root)
 	p.step("mount the root file system")
@@ -98,7 +109,6 @@ func (p *launchee) files(d *Description, all []point) {
 		p.step("make the root file system read-only")
 		p.setAttr(root, rdonly)
 	}
-	p.pivot(root)
 }
 
 // makeCwd makes the working directory where it lies in a volume.

@@ -293,8 +293,13 @@ func follow(report, pid int, must func(string, error)) {
 	}
 	var ws unix.WaitStatus
 	for {
-		if _, err := unix.Wait4(pid, &ws, unix.WALL, nil); err != unix.EINTR {
-			must("wait", err)
+		// A pid namespace ends only when all in it are reaped, so those aside are, too.
+		got, err := unix.Wait4(-1, &ws, unix.WALL, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		must("wait", err)
+		if got == pid {
 			break
 		}
 	}

@@ -133,12 +133,6 @@ func (p *prog) joinCgroup(c Cgroup) {
 	}
 }
 
-// cgroupNS makes a cgroup namespace whose root is the process's cgroup.
-func (p *prog) cgroupNS() {
-	p.step("make cgroup namespace")
-	p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWCGROUP))
-}
-
 // join enters a namespace.
 func (p *prog) join(f FD, kind int, label string) {
 	if f == NoFD {

@@ -33,7 +33,7 @@ func PodInit(d *PodInitDescription, f Facts) (*Plan, error) {
 		p.cloneInto(flags)
 		flags = 0
 	}
-	p.cgroupNS()
+	p.cgroupNS(&Description{})
 	p.join(d.NetNS, unix.CLONE_NEWNET, "join network namespace")
 	p.join(d.IPCNS, unix.CLONE_NEWIPC, "join ipc namespace")
 	p.join(d.UTSNS, unix.CLONE_NEWUTS, "join uts namespace")

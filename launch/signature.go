@@ -75,6 +75,9 @@ func signatures() []signature {
 		{proto.PseudoReport, "REPORT", "dd"},
 		{proto.PseudoFail, "FAIL", "E"},
 		{proto.PseudoExit, "EXIT", "d"},
+		{proto.PseudoAside, "ASIDE", "d"},
+		{proto.PseudoSend, "SEND", "dd"},
+		{proto.PseudoReceive, "RECEIVE", "d"},
 	}
 }
 

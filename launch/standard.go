@@ -3,6 +3,7 @@
 package launch
 
 import (
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ func standard(d *Description, f Facts) []point {
 	}
 	shm := point{target: "/dev/shm", fd: d.Shm}
 	if d.Shm == NoFD {
-		shm.make = fs("tmpfs", nosuid|nodev|noexec, option{key: "mode", value: "1777"}, option{key: "size", value: "65536k"})
+		shm.make = fs("tmpfs", nosuid|nodev|noexec, owned(d, option{key: "mode", value: "1777"}, option{key: "size", value: "65536k"})...)
 	}
 	list := []point{
 		{target: "/proc", fd: NoFD, make: func(p *prog) reg { return p.proc(d, f) }},
@@ -33,7 +34,16 @@ func standard(d *Description, f Facts) []point {
 		shm,
 		{target: "/sys", fd: NoFD, make: fs("sysfs", sys)},
 	}
-	return append(list, cgroupPoint(cgroup, f))
+	return append(list, cgroupPoint(d, cgroup, f))
+}
+
+// owned adds the options of a tmpfs that belongs to the container's root.
+func owned(d *Description, options ...option) []option {
+	if d.IDBase == 0 {
+		return options
+	}
+	id := strconv.FormatUint(uint64(d.IDBase), 10)
+	return append(options, option{key: "uid", value: id}, option{key: "gid", value: id})
 }
 
 // proc mounts proc for the container's pid namespace.
@@ -49,7 +59,8 @@ func (p *prog) proc(d *Description, f Facts) reg {
 	}
 	own := p.at(nil, imm(atCWD), "/proc/self/ns/mnt", unix.O_RDONLY)
 	p.do(unix.SYS_SETNS, p.fd(d.PIDMount), imm(unix.CLONE_NEWNS))
-	m := p.clone(imm(atCWD), "/proc", false)
+	// What is masked in a user namespace is so for good: the kernel copies no mount without what is locked on it.
+	m := p.clone(imm(atCWD), "/proc", d.UserNS != NoFD)
 	p.do(unix.SYS_SETNS, own.arg(), imm(unix.CLONE_NEWNS))
 	p.close(own)
 	return m
@@ -57,14 +68,14 @@ func (p *prog) proc(d *Description, f Facts) reg {
 
 // cgroupPoint is /sys/fs/cgroup: the unified hierarchy, or a tmpfs with a directory for each hierarchy and links for
 // the controllers of those that have several.
-func cgroupPoint(attrs int, f Facts) point {
+func cgroupPoint(d *Description, attrs int, f Facts) point {
 	pt := point{target: "/sys/fs/cgroup", fd: NoFD}
 	if f.CgroupVersion != 1 {
 		pt.make = func(p *prog) reg { return p.newFS("cgroup2", attrs) }
 		return pt
 	}
 	pt.make = func(p *prog) reg {
-		return p.newFS("tmpfs", attrs&^rdonly, option{key: "mode", value: "755"})
+		return p.newFS("tmpfs", attrs&^rdonly, owned(d, option{key: "mode", value: "755"})...)
 	}
 	pt.finish = func(p *prog, m reg) {
 		for _, h := range f.Hierarchies {
@@ -81,7 +92,7 @@ func cgroupPoint(attrs int, f Facts) point {
 
 // hierarchy mounts h in the directory dir. In a cgroup namespace its root is the process's own cgroup.
 func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
-	p.do(unix.SYS_MKDIRAT, dir, p.str(h.Dir), imm(0o755))
+	p.owned(func() { p.do(unix.SYS_MKDIRAT, dir, p.str(h.Dir), imm(0o755)) })
 	var options []option
 	if h.Name != "" {
 		options = append(options, option{key: "name", value: h.Name})
@@ -89,7 +100,7 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 	for _, c := range h.Controllers {
 		options = append(options, option{key: c})
 		if c != h.Dir && strings.Contains(h.Dir, ",") {
-			p.do(unix.SYS_SYMLINKAT, p.str(h.Dir), dir, p.str(c))
+			p.owned(func() { p.do(unix.SYS_SYMLINKAT, p.str(h.Dir), dir, p.str(c)) })
 		}
 	}
 	t := p.at(nil, dir, h.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
@@ -99,17 +110,13 @@ func (p *prog) hierarchy(dir arg, h Hierarchy, attrs int) {
 	p.close(t)
 }
 
-// masks is a small tmpfs, attached where the root file system will cover it: /null, a null device (or, in a user namespace, which can't
-// make one, an empty file), and /empty, an empty directory. Clones of them hide paths, all from one file system.
-func (p *prog) masks(null int) reg {
+// masks is a small tmpfs, attached where the root file system will cover it: /null, a null device, and /empty, an empty directory. Clones of
+// them hide paths, all from one file system.
+func (p *prog) masks() reg {
 	p.step("prepare masks")
 	m := p.newFS("tmpfs", nosuid|noexec, option{key: "mode", value: "755"})
-	if null == unix.S_IFCHR {
-		p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
-		p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
-	} else {
-		p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFREG|0o444), imm(0))
-	}
+	p.do(unix.SYS_MKNODAT, m.arg(), p.str("null"), imm(unix.S_IFCHR|0o666), imm(unix.Mkdev(1, 3)))
+	p.do(unix.SYS_FCHMODAT, m.arg(), p.str("null"), imm(0o666))
 	p.do(unix.SYS_MKDIRAT, m.arg(), p.str("empty"), imm(0o755))
 	p.attachRoot(m.arg())
 	return m

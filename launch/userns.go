@@ -3,8 +3,6 @@
 package launch
 
 import (
-	"slices"
-
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/proto"
@@ -44,59 +42,88 @@ func (p *launchee) cloneInto(flags uint64) {
 
 // inUserNS is what Container does up to the change of root, in a user namespace.
 //
-// What the host has mounted (root file system, volumes, /dev) is put together in a first mount namespace, which belongs to the
-// host's user namespace. The container's is a copy of that: therefore these mounts are locked in it, and the container's root can neither
-// change their flags nor uncover what is below them. File systems whose instance depends on who mounts (proc, sysfs, devpts, mqueue, cgroup)
-// are mounted in the copy. The kernel allows proc and sysfs because the keeper's own are complete and visible there.
+// Everything that the container is given (root file system, volumes, /dev, proc, sysfs, cgroups, with what is masked or read-only in them)
+// is put together by the host's root, in a first mount namespace, which belongs to the host's user namespace. The container's is a copy of that:
+// therefore these mounts are locked in it, and the container's root can neither change their flags nor uncover what is below them, nor
+// get at what is masked by a mount of its own, since the kernel allows none of proc and sysfs that would show more than the locked ones.
+// Only devpts, whose files belong to the user namespace of who mounts it, and the terminal on /dev/console are mounted in the copy.
+//
+// A new pid namespace has to belong to the user namespace, and proc is that of who mounts it. So the mounts are made by a process aside,
+// which gets the pid namespace from the container's first process and joins it. That one waits meanwhile, without the rights to do
+// anything in the first mount namespace, but in it, so that it can copy it.
 func (p *launchee) inUserNS(d *Description, all []point) {
-	outside, inside := hostMounts(all)
+	given, own := divide(all)
 	p.joinCgroup(d.Cgroup)
 	p.limits()
+	p.joinPod(d)
 	p.privateMounts()
-	p.step("mount the root file system")
-	p.attachRoot(p.fd(d.Root))
-	p.owner = d.IDBase
-	p.mountAll(p.fd(d.Root), nil, outside)
-	if holder(inside, d.Cwd) == nil {
-		p.makeCwd(p.fd(d.Root), d.Cwd, outside)
-	}
-	p.owner = 0
-	if d.ReadOnlyRoot {
-		p.step("make the root file system read-only")
-		p.setAttr(p.fd(d.Root), rdonly)
+	var maker reg
+	if d.PID == PIDOwn {
+		maker = p.makeAside(d, given)
+	} else {
+		p.give(d, given)
 	}
 	p.enterUserNS(d.UserNS)
 	if d.PID == PIDOwn {
-		p.cloneInto(unix.CLONE_NEWNS | unix.CLONE_NEWPID)
-	} else {
-		p.step("copy the mounts")
-		p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS))
+		p.cloneInto(unix.CLONE_NEWPID)
+		p.awaitMounts(maker)
 	}
 	p.openLabel()
-	p.namespaces(d)
-	p.privateMounts()
+	p.cgroupNS(d)
+	p.step("copy the mounts")
+	p.do(unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS))
+	p.joinPIDNS(d)
 	p.step("mount the root file system")
 	root := p.clone(imm(atCWD), "/r", true)
-	var masks reg
-	if len(d.MaskedPaths) > 0 {
-		masks = p.masks(unix.S_IFREG)
-		p.step("mount the root file system")
-	}
 	p.attachRoot(root.arg())
-	p.mountAll(root.arg(), outside, inside)
-	p.protect(root.arg(), masks, d)
+	p.mountAll(root.arg(), given, own)
 	p.pivot(root.arg())
 	p.close(root)
 }
 
-// hostMounts divides mounts into those that the host brings and those that depend on who mounts, with all inside them.
-func hostMounts(all []point) (outside, inside []point) {
+// give makes the mounts that the container is given; all that is made for them belongs to its root.
+func (p *launchee) give(d *Description, given []point) {
+	p.cgroupNS(d) // where the cgroup file systems are mounted decides what their root is
+	p.owner = d.IDBase
+	p.files(d, given)
+	p.owner = 0
+}
+
+// makeAside is give in a process aside, in the pid namespace that awaitMounts sends.
+func (p *launchee) makeAside(d *Description, given []point) (maker reg) {
+	p.step("make mounts aside")
+	return p.aside(func(first reg) {
+		p.step("join the container's pid namespace")
+		ns := p.open(nil, int(proto.PseudoReceive), first.arg())
+		p.do(unix.SYS_SETNS, ns.arg(), imm(unix.CLONE_NEWPID))
+		p.close(ns)
+		inside := p.aside(func(reg) {
+			p.give(d, given)
+			p.step("make mounts aside")
+			p.do(int(proto.PseudoSend), first.arg(), imm(^uint64(0)))
+		})
+		p.inUse[inside] = false // each process ends with it
+	})
+}
+
+// awaitMounts sends the process's pid namespace to the maker of its mounts and waits until they are there.
+func (p *launchee) awaitMounts(maker reg) {
+	p.step("wait for the mounts")
+	ns := p.at(nil, imm(atCWD), "/proc/self/ns/pid", unix.O_RDONLY)
+	p.do(int(proto.PseudoSend), maker.arg(), ns.arg())
+	p.close(ns)
+	p.do(int(proto.PseudoReceive), maker.arg())
+	p.close(maker)
+}
+
+// divide parts the mounts that the host's root makes from those that the container's own has to: devpts, with all inside it.
+func divide(all []point) (given, own []point) {
 	for _, m := range all {
-		if m.make != nil || slices.ContainsFunc(inside, func(h point) bool { return below(m.target, h.target) }) {
-			inside = append(inside, m)
+		if devpts := "/dev/pts"; m.target == devpts && m.make != nil || below(m.target, devpts) && len(own) > 0 {
+			own = append(own, m)
 		} else {
-			outside = append(outside, m)
+			given = append(given, m)
 		}
 	}
-	return outside, inside
+	return given, own
 }

@@ -3,7 +3,7 @@
 package proto
 
 // Version is refused by the other end when it differs.
-const Version = 1
+const Version = 2
 
 // MaxMessage is the size in bytes of the largest packet either end sends.
 const MaxMessage = 128 << 10

@@ -89,6 +89,13 @@ const (
 	PseudoFail
 	// PseudoExit ends the process with status Arg[0], after a program that was not meant to execve.
 	PseudoExit
+	// PseudoAside lets another process, a plain fork, do the next Arg[0] ops, which then ends; the program goes on behind them at once.
+	// The result is a descriptor in both: the two ends of a socket between them.
+	PseudoAside
+	// PseudoSend sends the descriptor Arg[1], or only a message if that is negative, through such a socket Arg[0]; PseudoReceive waits for
+	// one in Arg[0] and gives the descriptor. Where the other process is gone, they end this one without a report: that one has made it.
+	PseudoSend
+	PseudoReceive
 )
 
 // Descriptors of a program: fixed indexes first, then those that came with the Spawn message, in order. In the child each
@@ -200,7 +207,7 @@ func Check(b []byte, numFDs int) (Layout, error) {
 func checkOp(b []byte, dataLen, numFDs int) string {
 	le := binary.NativeEndian
 	nr, result := le.Uint32(b), b[4]
-	if nr > PseudoExit || (nr > 1023 && nr < PseudoStore32) {
+	if nr > PseudoReceive || (nr > 1023 && nr < PseudoStore32) {
 		return "unknown operation " + strconv.Itoa(int(nr))
 	}
 	if result != NoResult && result >= NumRegs {
@@ -229,6 +236,10 @@ func checkOp(b []byte, dataLen, numFDs int) string {
 	}
 	var width uint64
 	switch nr {
+	case PseudoAside:
+		if n := le.Uint64(b[32:]); ArgKind(b[16]) != Imm || n > MaxOps {
+			return "number of ops " + strconv.FormatUint(n, 10)
+		}
 	case PseudoStore32:
 		width = 4
 	case PseudoStore64:

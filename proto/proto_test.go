@@ -88,7 +88,7 @@ func TestCheck(t *testing.T) {
 		want  string
 	}{
 		"good":          {func(*Program) {}, ""},
-		"operation":     {func(p *Program) { p.Ops[0].NR = PseudoExit + 1 }, "op 0: unknown operation"},
+		"operation":     {func(p *Program) { p.Ops[0].NR = PseudoReceive + 1 }, "op 0: unknown operation"},
 		"gap":           {func(p *Program) { p.Ops[0].NR = 5000 }, "unknown operation"},
 		"result":        {func(p *Program) { p.Ops[1].Result = NumRegs }, "op 1: result register 32"},
 		"register":      {func(p *Program) { p.Ops[0].Arg[2] = NumRegs }, "argument 2"},
@@ -98,6 +98,7 @@ func TestCheck(t *testing.T) {
 		"store":         {func(p *Program) { p.Ops[1].Arg[0] = 13 }, "store outside"},
 		"store by reg":  {func(p *Program) { p.Ops[1].Kind[0] = Reg }, "store outside"},
 		"store wrapped": {func(p *Program) { p.Ops[1].NR, p.Ops[1].Arg[0] = PseudoStore64, 1<<64-1 }, "store outside"},
+		"aside":         {func(p *Program) { p.Ops[0].NR, p.Ops[0].Kind[0], p.Ops[0].Arg[0] = PseudoAside, Imm, MaxOps+1 }, "number of ops"},
 		"odd reloc":     {func(p *Program) { p.Relocs[0] = 4 }, "reloc 0"},
 		"far reloc":     {func(p *Program) { p.Relocs[0] = 16 }, "reloc 0"},
 		"wild reloc":    {func(p *Program) { p.Data[9] = 1 }, "reloc 0"},

@@ -45,6 +45,10 @@ type child struct {
 	lastFD uintptr
 	nofile unix.Rlimit
 
+	// end is the index of the op before which an aside (PseudoAside) ends; 0 for none. skip is how many ops are to be left out.
+	end, skip uintptr
+	pair      [2]int32
+
 	regs   [proto.NumRegs]uintptr
 	args   [6]uintptr
 	eacces bool
@@ -128,6 +132,9 @@ func pointer(p *uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Point
 //go:nocheckptr
 func (c *child) run() {
 	for i := uintptr(0); i < c.numOps; i++ {
+		if i == c.end && i != 0 {
+			c.exit(0)
+		}
 		o := (*proto.Op)(unsafe.Add(pointer(&c.ops), i*proto.OpSize))
 		for a := 0; a < 6; a++ {
 			v := uintptr(o.Arg[a])
@@ -157,6 +164,8 @@ func (c *child) run() {
 			}
 			r = -uintptr(e)
 		}
+		i += c.skip
+		c.skip = 0
 		if o.Result != proto.NoResult {
 			c.regs[o.Result%proto.NumRegs] = r
 		}
@@ -193,6 +202,14 @@ func (c *child) do(o *proto.Op, index uintptr) (uintptr, syscall.Errno) {
 		}
 		c.tell(NoteCloned, index, uint32(pid), c.pidfd2)
 		c.exit(0)
+	case proto.PseudoAside:
+		return c.aside(index)
+	case proto.PseudoSend:
+		if c.send(c.args[0], 0, index, 0, int32(c.args[1])) != 0 {
+			c.exit(1)
+		}
+	case proto.PseudoReceive:
+		return c.receive(c.args[0])
 	case proto.PseudoReport:
 		return 0, c.tell(NoteFD, index, uint32(c.args[0]), int32(c.args[1]))
 	case proto.PseudoFail:
@@ -223,11 +240,62 @@ func ignored(o *proto.Op, e syscall.Errno) bool {
 	return false
 }
 
-// tell sends a note, with a descriptor unless fd is negative.
+// aside makes the process of a PseudoAside, and gives each its end of the socket between the two.
+//
+//go:nosplit
+//go:norace
+func (c *child) aside(index uintptr) (uintptr, syscall.Errno) {
+	_, _, e := syscall.RawSyscall6(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0, uintptr(unsafe.Pointer(&c.pair)), 0, 0)
+	if e != 0 {
+		return 0, e
+	}
+	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PARENT, 0, 0, 0, 0, 0)
+	if e != 0 {
+		return 0, e
+	}
+	own, other := c.pair[0], c.pair[1]
+	if pid == 0 {
+		own, other = other, own
+		c.end = index + 1 + c.args[0]
+	} else {
+		c.tell(NoteAside, index, uint32(pid), -1)
+		c.skip = c.args[0]
+	}
+	syscall.RawSyscall(unix.SYS_CLOSE, uintptr(other), 0, 0)
+	return uintptr(own), 0
+}
+
+// receive waits for a packet and gives the descriptor that came with it.
+//
+//go:nosplit
+//go:norace
+func (c *child) receive(socket uintptr) (uintptr, syscall.Errno) {
+	for {
+		c.control.fd, c.msg.controlLen = -1, uint64(unsafe.Sizeof(c.control))
+		n, _, e := syscall.RawSyscall(unix.SYS_RECVMSG, socket, uintptr(unsafe.Pointer(&c.msg)), unix.MSG_CMSG_CLOEXEC)
+		if e == unix.EINTR {
+			continue
+		}
+		if e != 0 || n == 0 {
+			c.exit(1)
+		}
+		return uintptr(c.control.fd), 0
+	}
+}
+
+// tell sends a note to the keeper, with a descriptor unless fd is negative.
 //
 //go:nosplit
 //go:norace
 func (c *child) tell(what uint32, index uintptr, value uint32, fd int32) syscall.Errno {
+	return c.send(c.report(), what, index, value, fd)
+}
+
+// send sends a note through a socket, with a descriptor unless fd is negative.
+//
+//go:nosplit
+//go:norace
+func (c *child) send(socket uintptr, what uint32, index uintptr, value uint32, fd int32) syscall.Errno {
 	c.note.What, c.note.Index, c.note.Value = what, uint32(index), value
 	c.msg.controlLen = 0
 	if fd >= 0 {
@@ -235,7 +303,7 @@ func (c *child) tell(what uint32, index uintptr, value uint32, fd int32) syscall
 		c.msg.controlLen = uint64(unsafe.Sizeof(c.control))
 	}
 	for {
-		_, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, c.report(), uintptr(unsafe.Pointer(&c.msg)), unix.MSG_NOSIGNAL)
+		_, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, socket, uintptr(unsafe.Pointer(&c.msg)), unix.MSG_NOSIGNAL)
 		if e != unix.EINTR {
 			return e
 		}

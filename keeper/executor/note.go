@@ -23,6 +23,7 @@ const noteSize = 12
 const (
 	NoteFailed = 'E' // value: errno
 	NoteCloned = 'C' // value: pid of the second process; with its pidfd
+	NoteAside  = 'A' // value: pid of an aside
 	NoteFD     = 'F' // value: tag; with the descriptor
 )
 

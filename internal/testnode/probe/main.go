@@ -44,6 +44,7 @@ func commands() map[string]func(args []string) error {
 		"stdout":     openStdout,
 		"spin":       spin,
 		"escape":     escape,
+		"undo":       undo,
 	}
 }
 
