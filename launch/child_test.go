@@ -4,7 +4,6 @@ package launch_test
 
 import (
 	"encoding/binary"
-	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -66,22 +65,14 @@ func (c *child) load(mem []byte, l proto.Layout, o order) {
 	c.mask = ^uint64(0)
 }
 
-// growStack makes the stack large enough for all that the child does, which can't ask the runtime for more.
+// spawn forks with all signals blocked and runs the program in the child, where nothing may call the runtime: that may have been about to
+// stop this goroutine.
 //
-//go:noinline
-func growStack() byte {
-	var room [64 << 10]byte
-	room[len(os.Args)] = 1
-	return room[len(os.Args)/2]
-}
-
-// spawn forks with all signals blocked and runs the program in the child.
-//
+//go:nosplit
 //go:noinline
 //go:norace
 func (c *child) spawn(args *cloneArgs) (uintptr, unix.Errno) {
 	var old uint64
-	growStack()
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&c.mask)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
 	pid, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
 	if errno != 0 || pid != 0 {
@@ -100,7 +91,7 @@ func (c *child) spawn(args *cloneArgs) (uintptr, unix.Errno) {
 	return 0, 0
 }
 
-//go:noinline
+//go:nosplit
 //go:norace
 func (c *child) step(i int) {
 	op := &c.ops[i]
@@ -143,7 +134,7 @@ func (c *child) step(i int) {
 	}
 }
 
-//go:noinline
+//go:nosplit
 //go:norace
 func (c *child) call(i int, nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
 	switch nr {
@@ -194,6 +185,7 @@ func (c *child) call(i int, nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
 
 // report sends three words, and fd unless it is -1.
 //
+//go:nosplit
 //go:norace
 func (c *child) report(kind, v, w uint64, fd int32) unix.Errno {
 	c.words[0], c.words[1], c.words[2] = kind, v, w
@@ -202,6 +194,7 @@ func (c *child) report(kind, v, w uint64, fd int32) unix.Errno {
 
 // send sends the words through a socket.
 //
+//go:nosplit
 //go:norace
 func (c *child) send(socket uintptr, fd int32) unix.Errno {
 	c.hdr.Control, c.hdr.Controllen = nil, 0
@@ -215,6 +208,7 @@ func (c *child) send(socket uintptr, fd int32) unix.Errno {
 	return errno
 }
 
+//go:nosplit
 //go:norace
 func (c *child) stop(op int, errno unix.Errno) {
 	c.report(reportFail, uint64(op), uint64(errno), -1)
