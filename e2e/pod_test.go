@@ -85,8 +85,8 @@ func TestPodPIDModes(t *testing.T) {
 		pod := kit.RunPod(t, n, podSecurity(func(s *cri.LinuxSandboxSecurityContext) { s.NamespaceOptions.Pid = mode }))
 		set := security(func(s *cri.LinuxContainerSecurityContext) { s.NamespaceOptions.Pid = mode })
 		a, b := pod.Run(testimage.Busybox, []string{"sleep", "4321"}, set), pod.Run(testimage.Busybox, kit.Sleep(), set)
-		if got := b.Exec("pgrep", "sleep"); len(strings.Fields(got)) < 2 {
-			t.Errorf("a container sees %q; want the other's sleep too", got)
+		if got := b.Exec("sh", "-c", "grep -l '[4]321' /proc/[0-9]*/cmdline | wc -l"); got != "1\n" {
+			t.Errorf("a container sees %q of the other's processes; want 1", got)
 		}
 		if first := b.Exec("cat", "/proc/1/cmdline"); strings.Contains(first, "sleep") {
 			t.Errorf("process 1 is %q; want the pod's init", first)
