@@ -28,7 +28,7 @@ demo: deps ## a throw-away node, two pods, a log, an exec, http between them, cl
 	@hack/demo/run
 
 .PHONY: test
-test: deps build crictl ## all tests: unit, root and end to end; installs what is missing
+test: deps build fixtures ## all tests: unit, root and end to end; installs what is missing
 	hack/test $(RUNFLAG) $(PKGS)
 
 .PHONY: test-unit
@@ -36,16 +36,16 @@ test-unit: ## what needs no root
 	hack/test -short $(RUNFLAG) $$(go list ./... | grep -v /e2e)
 
 .PHONY: test-root
-test-root: deps ## all but the end-to-end tests, root ones included
+test-root: deps fixtures ## all but the end-to-end tests, root ones included
 	@[[ $$EUID == 0 ]] || { echo "test-root: run as root" >&2; exit 1; }
 	hack/test $(RUNFLAG) $$(go list ./... | grep -v /e2e)
 
 .PHONY: e2e
-e2e: deps build crictl ## black-box tests through the socket (root); RUN=TestKubelet07 for some
+e2e: deps build fixtures ## black-box tests through the socket (root); RUN=TestKubelet07 for some
 	hack/test $(RUNFLAG) $(SLOW)
 
 .PHONY: race
-race: ## unit and root tests under the race detector
+race: fixtures ## unit and root tests under the race detector
 	hack/deps race
 	CGO_ENABLED=1 hack/test -race $(RUNFLAG) $$(go list ./... | grep -v /e2e)
 
@@ -67,7 +67,7 @@ bench: deps build ## time every RPC on a throw-away node; COUNT pods (50)
 	hack/bench/run -n $(COUNT)
 
 .PHONY: critest
-critest: deps build crictl ## the CRI conformance suite against a throw-away node (root); FOCUS, SKIP, PARALLEL, ROUNDS
+critest: deps build fixtures ## the CRI conformance suite against a throw-away node (root); FOCUS, SKIP, PARALLEL, ROUNDS
 	hack/critest
 
 .PHONY: kubelet-smoke
@@ -94,7 +94,7 @@ verify: fmt generate ## fail when formatting, generated files or modules are not
 	git diff --exit-code
 
 .PHONY: cover
-cover: deps build crictl ## coverage of all tests, by package, into bin/cover.html
+cover: deps build fixtures ## coverage of all tests, by package, into bin/cover.html
 	hack/test -coverpkg=./... -coverprofile=$(BIN)/cover.out $(PKGS)
 	go tool cover -func=$(BIN)/cover.out | tail -n 1
 	go tool cover -html=$(BIN)/cover.out -o $(BIN)/cover.html
@@ -119,6 +119,10 @@ tools: ## build crictl, critest and golangci-lint into the cache (SHIM_CACHE)
 .PHONY: crictl
 crictl:
 	@hack/tool crictl >/dev/null
+
+.PHONY: fixtures
+fixtures: crictl
+	@for t in busybox critest cni-plugins; do hack/tool $$t >/dev/null; done
 
 .PHONY: deps
 deps:

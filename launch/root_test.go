@@ -4,10 +4,13 @@ package launch_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,15 +18,19 @@ import (
 	"crishim.dev/launch"
 )
 
-const busybox = "/bin/busybox"
+// busybox gives the path of a static shell with applets.
+var busybox = sync.OnceValues(func() (string, error) {
+	path, err := exec.Command("../hack/tool", "busybox").Output()
+	if err != nil {
+		return "", fmt.Errorf("get busybox: %w", err)
+	}
+	return strings.TrimSpace(string(path)), nil
+})
 
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
-	}
-	if _, err := os.Stat(busybox); err != nil {
-		t.Skip("needs busybox-static")
 	}
 }
 
@@ -46,7 +53,7 @@ func rootfs(t testing.TB) string {
 			t.Fatal(err)
 		}
 	}
-	b := must[[]byte](t)(os.ReadFile(busybox))
+	b := must[[]byte](t)(os.ReadFile(must[string](t)(busybox())))
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755); err != nil {
 		t.Fatal(err)
 	}

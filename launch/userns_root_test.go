@@ -25,7 +25,7 @@ const idBase = 300000
 func userNS(t testing.TB) *os.File {
 	t.Helper()
 	m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: idBase, Size: 65536}}
-	cmd := exec.Command(busybox, "sleep", "1000")
+	cmd := exec.Command(must[string](t)(busybox()), "sleep", "1000")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: m, GidMappings: m, GidMappingsEnableSetgroups: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
