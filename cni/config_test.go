@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
 	"crishim.dev/cni/builtin/testpod"
@@ -209,6 +211,59 @@ func TestExternalPlugins(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Every capability that a plugin declares gets what the runtime knows; those that it doesn't declare are not told.
+func TestCapabilities(t *testing.T) {
+	n := open(t, nil)
+	seen := filepath.Join(t.TempDir(), "seen")
+	script(t, n, "curious", `tee `+seen+` | sed -n 's/.*"prevResult":\({.*}\),"runtimeConfig".*/\1/p'`)
+	declared := `"portMappings":true,"bandwidth":true,"ipRanges":true,"mac":true,"aliases":true,"dns":true,"io.kubernetes.cri.pod-annotations":true,"cgroupPath":false`
+	write(t, n, "10-x.conflist", strings.Replace(listOf("x", "10.4.0.0/24"), "}}]}", `}},{"type":"curious","capabilities":{`+declared+`}}]}`, 1))
+	pod := podOf(testpod.New(t, 1))
+	pod.PortMappings = []PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "UDP", HostIP: "192.0.2.1"}, {ContainerPort: 9}}
+	pod.Bandwidth = Bandwidth{IngressRate: 8000, IngressBurst: 80000}
+	pod.MAC, pod.Aliases, pod.CgroupParent = "02:11:22:33:44:55", []string{"www"}, "/pods/x"
+	pod.DNS = DNS{Servers: []string{"10.0.0.10"}, Searches: []string{"svc"}, Options: []string{"ndots:5"}}
+	pod.Annotations = map[string]string{"color": "blue"}
+	attach(t, n, pod)
+	b, err := os.ReadFile(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		RuntimeConfig map[string]any `json:"runtimeConfig"`
+	}
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	type (
+		object = map[string]any
+		list   = []any
+	)
+	want := object{
+		"portMappings": list{object{"hostPort": 8080.0, "containerPort": 80.0, "protocol": "udp", "hostIP": "192.0.2.1"}},
+		"bandwidth":    object{"ingressRate": 8000.0, "ingressBurst": 80000.0, "egressRate": 0.0, "egressBurst": 0.0},
+		"ipRanges":     list{list{object{"subnet": "10.88.0.0/16"}}},
+		"mac":          "02:11:22:33:44:55", "aliases": list{"www"},
+		"dns":                               object{"servers": list{"10.0.0.10"}, "searches": list{"svc"}, "options": list{"ndots:5"}},
+		"io.kubernetes.cri.pod-annotations": object{"color": "blue"},
+	}
+	if d := cmp.Diff(want, got.RuntimeConfig); d != "" {
+		t.Error("runtimeConfig:", d)
+	}
+}
+
+// What a binary answers to STATUS is the network's state, though nobody waits for it.
+func TestStatusOfBinaries(t *testing.T) {
+	n := open(t, nil)
+	withPlugin(t, n, "moody", `[ $CNI_COMMAND = STATUS ] && { echo '{"cniVersion":"1.1.0","code":50,"msg":"no server yet"}'; exit 1; }; exit 0`)
+	until(t, "the plugin's answer is known", func() bool {
+		err := n.Status()
+		return err != nil && strings.Contains(err.Error(), "no server yet") && strings.Contains(err.Error(), "10-x.conflist")
+	})
+	withPlugin(t, n, "moody", `exit 0`)
+	until(t, "it is well again", func() bool { return n.Status() == nil })
 }
 
 // A key that a built-in doesn't know: the binary of that name serves the configuration.

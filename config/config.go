@@ -46,7 +46,7 @@ type Cgroup struct {
 // Network is how pods get their addresses.
 type Network struct {
 	Builtin bool     `toml:"builtin" doc:"Use the built-in bridge network while no CNI configuration exists. A configuration file that appears takes over."`
-	Subnet  string   `toml:"subnet" doc:"Address range of the built-in network, until kubelet sends the node's pod CIDR."`
+	Subnet  string   `toml:"subnet" doc:"Address range of the built-in network, until kubelet sends the node's pod CIDR. With an IPv4 and an IPv6 range, a comma between, pods have an address of each."`
 	ConfDir string   `toml:"conf_dir" doc:"CNI configuration files; the first in lexical order counts."`
 	BinDirs []string `toml:"bin_dirs" doc:"Where the binaries of CNI plugins that are not built in are looked for."`
 }

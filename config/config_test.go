@@ -185,6 +185,17 @@ func TestValidateNamesEachKey(t *testing.T) {
 	}
 }
 
+func TestSubnetsOfBothFamilies(t *testing.T) {
+	for text, want := range map[string]int{
+		"10.88.0.0/16": 1, "10.88.0.0/16,fd00:88::/64": 2, "fd00:88::/64, 10.88.0.0/16": 2,
+		"": 0, "10.88.0.0/16,": 0, "10.0.0.0/8,10.9.0.0/16": 0, "10.0.0.0/8,fd00::1/64": 0, "10.0.0.0/8,fd00::/64,fd01::/64": 0,
+	} {
+		if got, err := (Network{Subnet: text}).Subnets(); len(got) != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %v, %v; want %d", text, got, err, want)
+		}
+	}
+}
+
 // FuzzMerge: no document makes Merge panic, and what it accepts and finds valid is printed in a form that reads back.
 func FuzzMerge(f *testing.F) {
 	f.Add("root = \"/x\"\n[runtime.handlers.x]\ntype = \"shim\"")

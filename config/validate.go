@@ -10,10 +10,29 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // handlerName is what Kubernetes accepts as the handler of a RuntimeClass (a DNS label).
 var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// Subnets reads the ranges of the built-in network: one, or one of each family with a comma between.
+func (n Network) Subnets() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for text := range strings.SplitSeq(n.Subnet, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		switch {
+		case err != nil:
+			return nil, err
+		case p.Masked() != p:
+			return nil, fmt.Errorf("%s has host bits set", p)
+		case len(out) > 1 || len(out) == 1 && out[0].Addr().Is4() == p.Addr().Is4():
+			return nil, fmt.Errorf("%s: one range of each family, no more", n.Subnet)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
 
 // Validate reports every value that can't be used, each by its key.
 func (c *Config) Validate() error {
@@ -30,10 +49,8 @@ func (c *Config) Validate() error {
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("cgroup.driver", c.Cgroup.Driver, "", "cgroupfs", "systemd")
-	if p, err := netip.ParsePrefix(c.Network.Subnet); err != nil {
+	if _, err := c.Network.Subnets(); err != nil {
 		bad("network.subnet", "%v", err)
-	} else if p.Masked() != p {
-		bad("network.subnet", "%s has host bits set", p)
 	}
 	if c.Image.Parallel < 1 {
 		bad("image.parallel", "%d is less than 1", c.Image.Parallel)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -218,14 +217,11 @@ func (n *node) network() (*cni.Network, error) {
 		return nil, err
 	}
 	n.closing(network.Close)
-	if cfg.Network.Subnet == "" {
-		return network, nil
-	}
-	subnet, err := netip.ParsePrefix(cfg.Network.Subnet)
+	subnets, err := cfg.Network.Subnets()
 	if err != nil {
 		return nil, fmt.Errorf("network.subnet: %w", err)
 	}
-	return network, network.SetPodCIDRs([]netip.Prefix{subnet})
+	return network, network.SetPodCIDRs(subnets)
 }
 
 func (n *node) records(kind string) (*store.Store, error) {
