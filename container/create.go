@@ -18,6 +18,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/container/process"
+	"crishim.dev/container/rootfs"
 	"crishim.dev/image"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/progress"
@@ -124,14 +125,17 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 	if err != nil {
 		return nil, err
 	}
-	injected, err := resolveCDI(m.o.CDIDirs, cfg, &proc)
+	injected, edits, err := rootfs.ResolveCDI(m.o.CDIDirs, cfg, proc.UID, proc.GID)
 	if err != nil {
 		return nil, err
+	}
+	if err := proc.Add(edits.Env, edits.Groups); err != nil {
+		return nil, fmt.Errorf("CDI_devices: %w", err)
 	}
 	if err := m.checkSecurity(cfg); err != nil {
 		return nil, err
 	}
-	if err := checkMounts(cfg.GetMounts()); err != nil {
+	if err := rootfs.CheckMounts(cfg.GetMounts()); err != nil {
 		return nil, err
 	}
 	if err := checkUsers(box, cfg, proc); err != nil {
@@ -159,7 +163,7 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 			LogPath: logPath, Cgroup: m.o.Cgroups.Container(box.Cgroup, string(id)), Resources: res, StopSignal: signal,
 			User: proc.User(),
 		},
-		Process: proc, Layers: img.Layers, Volumes: volumes(img, injected.mounts(cfg, sandbox.Range{})), CDI: injected,
+		Process: proc, Layers: img.Layers, Volumes: volumes(img, injected.AllMounts(cfg, sandbox.Range{})), CDI: injected,
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/container/rootfs"
 	"crishim.dev/internal/errs"
 	"crishim.dev/launch"
 	"crishim.dev/sandbox"
@@ -82,7 +83,7 @@ func (m *Manager) plannedMounts(r *record, box sandbox.Sandbox, number func() la
 	var out []launch.Mount
 	taken := map[string]bool{}
 	ids, _ := box.Users()
-	for _, mt := range r.CDI.mounts(r.Config, ids) {
+	for _, mt := range r.CDI.AllMounts(r.Config, ids) {
 		target := path.Clean("/" + mt.GetContainerPath())
 		file, err := isFile(mt)
 		if err != nil {
@@ -99,13 +100,13 @@ func (m *Manager) plannedMounts(r *record, box sandbox.Sandbox, number func() la
 	for _, target := range r.Volumes {
 		out = append(out, launch.Mount{Target: target, FD: number()})
 	}
-	list, err := devices(r.Config)
+	list, err := rootfs.Devices(r.Config)
 	if err != nil {
 		return nil, err
 	}
 	for _, dev := range list {
-		if !strings.HasPrefix(dev.target, "/dev/") {
-			out = append(out, launch.Mount{Target: dev.target, FD: number(), File: true})
+		if !strings.HasPrefix(dev.Target, "/dev/") {
+			out = append(out, launch.Mount{Target: dev.Target, FD: number(), File: true})
 		}
 	}
 	return out, nil

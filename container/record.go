@@ -11,6 +11,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/container/process"
+	"crishim.dev/container/rootfs"
 	"crishim.dev/sandbox"
 	"crishim.dev/snapshot"
 )
@@ -24,7 +25,7 @@ type record struct {
 	// Volumes are the image's VOLUMEs that no mount of the request covers.
 	Volumes []string
 	// CDI is what the request's CDI devices bring.
-	CDI injected
+	CDI rootfs.Injected
 }
 
 // stored is the record's form in the store.
@@ -49,7 +50,7 @@ type stored struct {
 	Process    process.Process `json:"process"`
 	Layers     []snapshot.Key  `json:"layers"`
 	Volumes    []string        `json:"volumes,omitempty"`
-	CDI        injected        `json:"cdi,omitzero"`
+	CDI        rootfs.Injected `json:"cdi,omitzero"`
 }
 
 // with gives a changed copy.
@@ -104,8 +105,6 @@ func nameKey(pod sandbox.ID, m *cri.ContainerMetadata) string {
 func security(cfg *cri.ContainerConfig) *cri.LinuxContainerSecurityContext {
 	return cfg.GetLinux().GetSecurityContext()
 }
-
-func privileged(cfg *cri.ContainerConfig) bool { return security(cfg).GetPrivileged() }
 
 func pidMode(cfg *cri.ContainerConfig) cri.NamespaceMode {
 	return security(cfg).GetNamespaceOptions().GetPid()

@@ -14,6 +14,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/cgroup"
+	"crishim.dev/container/rootfs"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/fsx"
 	"crishim.dev/internal/progress"
@@ -221,13 +222,13 @@ func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.
 }
 
 // makeCgroup makes the container's cgroup with its limits.
-func (l *launching) makeCgroup(ctx context.Context, list []device) error {
+func (l *launching) makeCgroup(ctx context.Context, list []rootfs.Device) error {
 	res := sandbox.Resources(l.r.Resources)
 	if res == nil {
 		res = &cgroup.Resources{}
 	}
 	res.Pids = l.m.o.Tasks
-	res.Devices = rules(l.r.Config, list)
+	res.Devices = rootfs.Rules(l.r.Config, list)
 	group, err := l.m.o.Cgroups.Create(ctx, l.r.Cgroup, res)
 	if err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
@@ -335,13 +336,13 @@ func (m *Manager) targetNamespaces(r *record) (pid, mnt *os.File, err error) {
 }
 
 // openRoot mounts the root file system, detached, makes the mount points in it, and opens all that is mounted below it.
-func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []device) error {
+func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []rootfs.Device) error {
 	root, err := l.m.o.Snapshots.Mount(ctx, string(l.r.ID), snapshot.Mount{UserNS: l.userNS, UID: l.rootID(), GID: l.rootID()})
 	if err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}
 	d.Root = l.files.Add(root)
-	dev, err := makeDev(l.r.Config.GetTty(), list, l.rootID())
+	dev, err := rootfs.MakeDev(l.r.Config.GetTty(), list, l.rootID())
 	if err != nil {
 		return err
 	}
@@ -350,7 +351,7 @@ func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []
 	if l.box.HostIPC() {
 		shm = "/dev/shm"
 	}
-	f, err := cloneTree(shm, 0)
+	f, err := rootfs.CloneTree(shm, 0)
 	if err != nil {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}

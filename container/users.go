@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/container/process"
@@ -98,27 +97,4 @@ func (l *launching) joinUsers(d *launch.Description) error {
 func (l *launching) rootID() int {
 	ids, _ := l.box.Users()
 	return int(ids.Host)
-}
-
-// mapOwners makes a detached mount show its files as those of the pod's user namespace: owner 0 on disk is its root. Nothing is
-// changed on disk.
-//
-// What is mounted below is mapped too, unless one of those file systems can't be: then it is the volume itself that must be.
-func mapOwners(f, userNS *os.File) error {
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userNS.Fd())}
-	err := setattr(f, &attr, unix.AT_RECURSIVE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-		err = setattr(f, &attr, 0)
-	}
-	if err == nil {
-		return nil
-	}
-	var fs unix.Statfs_t
-	if e := unix.Fstatfs(int(f.Fd()), &fs); e != nil {
-		return errors.Join(err, e)
-	}
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	return errs.Newf(errs.Unsupported, "map the owners of %s to the pod's users: its file system (type %#x) has no id-mapped mounts in Linux %s "+
-		"(tmpfs has them from 6.3 on, overlayfs never): %w", f.Name(), fs.Type, unix.ByteSliceToString(u.Release[:]), err)
 }

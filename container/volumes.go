@@ -6,15 +6,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
-	"crishim.dev/internal/fsx"
+	"crishim.dev/container/rootfs"
+	"crishim.dev/internal/errs"
 	"crishim.dev/launch"
 )
 
@@ -34,199 +36,101 @@ func (m *Manager) seedVolumes(ctx context.Context, r *record) error {
 	}
 	defer root.Close()
 	for i, target := range r.Volumes {
-		if err := seedVolume(ctx, root, target, m.volumeDir(r.ID, i)); err != nil {
+		if err := rootfs.SeedVolume(ctx, root, target, m.volumeDir(r.ID, i)); err != nil {
 			return fmt.Errorf("seed image volume %s: %w", target, err)
 		}
 	}
 	return nil
 }
 
-func seedVolume(ctx context.Context, root *os.File, target, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+// openMount opens the i-th of the request's mounts.
+func (l *launching) openMount(ctx context.Context, i int, mt *cri.Mount) (*os.File, error) {
+	if !rootfs.IsImage(mt) {
+		return rootfs.OpenVolume(mt, l.userNS)
 	}
-	src, err := fsx.OpenInRoot(root, target, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	f, err := l.openImageVolume(ctx, i, mt)
+	return f, errs.As(crierrors.ErrImageVolumeMountFailed, err)
+}
+
+// volumes opens all that is mounted into the container besides the standard mounts: the request's mounts, the pod's files, the
+// image's VOLUMEs. The descriptors are collected in files, which the caller closes.
+func (l *launching) volumes(ctx context.Context) ([]launch.Mount, error) {
+	var out []launch.Mount
+	add := func(target string, f *os.File) error {
+		st, err := f.Stat()
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		out = append(out, launch.Mount{Target: target, FD: l.files.Add(f), File: !st.IsDir()})
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	if err := copyAttributes(int(src.Fd()), int(dst.Fd())); err != nil {
-		return err
-	}
-	return copyTree(ctx, src, dst)
-}
-
-// copyTree copies what src holds into dst, going from descriptor to descriptor and following no link. Sockets are left out.
-func copyTree(ctx context.Context, src, dst *os.File) error {
-	list, err := src.ReadDir(-1)
-	if err != nil {
-		return err
-	}
-	for _, e := range list {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err := copyEntry(ctx, src, dst, e.Name()); err != nil {
-			return fmt.Errorf("%s: %w", e.Name(), err)
-		}
-	}
-	return nil
-}
-
-func copyEntry(ctx context.Context, src, dst *os.File, name string) error {
-	from, to := int(src.Fd()), int(dst.Fd())
-	var st unix.Stat_t
-	if err := unix.Fstatat(from, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		if err := unix.Mkdirat(to, name, 0o700); err != nil {
-			return err
-		}
-	case unix.S_IFREG:
-		return copyFile(src, dst, name)
-	case unix.S_IFLNK:
-		buf := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(from, name, buf)
+	taken := map[string]bool{}
+	ids, _ := l.box.Users()
+	for i, mt := range l.r.CDI.AllMounts(l.r.Config, ids) {
+		target := path.Clean("/" + mt.GetContainerPath())
+		f, err := l.openMount(ctx, i, mt)
 		if err == nil {
-			err = unix.Symlinkat(string(buf[:n]), to, name)
+			err = add(target, f)
 		}
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("mount %s: %w", target, err)
 		}
-		return unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
-	case unix.S_IFSOCK:
-		return nil
-	default:
-		if err := unix.Mknodat(to, name, st.Mode, int(st.Rdev)); err != nil {
-			return err
+		taken[target] = true
+	}
+	own := map[string]string{
+		"/etc/hostname":    l.m.o.Layout.Hostname(l.box.ID),
+		"/etc/hosts":       l.m.o.Layout.Hosts(l.box.ID),
+		"/etc/resolv.conf": l.m.o.Layout.ResolvConf(l.box.ID),
+	}
+	for target, source := range own {
+		if taken[target] {
+			continue
 		}
-		if err := unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return err
+		f, err := rootfs.CloneTree(source, 0)
+		if err == nil && security(l.r.Config).GetReadonlyRootfs() {
+			if err = rootfs.SetAttr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
+				err = errors.Join(err, f.Close())
+			}
 		}
-		return unix.Fchmodat(to, name, st.Mode&0o7777, 0)
-	}
-	sub, err := openAt(src, name, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer sub.Close()
-	copied, err := openAt(dst, name, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer copied.Close()
-	if err := copyTree(ctx, sub, copied); err != nil {
-		return err
-	}
-	return copyAttributes(int(sub.Fd()), int(copied.Fd()))
-}
-
-func openAt(dir *os.File, name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-func copyFile(src, dst *os.File, name string) (err error) {
-	in, err := openAt(src, name, unix.O_RDONLY)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := openAt(dst, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	if _, err := io.Copy(out, in); err != nil {
-		return err
-	}
-	return copyAttributes(int(in.Fd()), int(out.Fd()))
-}
-
-// copyAttributes copies owner, mode, extended attributes and times.
-func copyAttributes(from, to int) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(from, &st); err != nil {
-		return err
-	}
-	if err := unix.Fchown(to, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(to, st.Mode&0o7777); err != nil {
-		return err
-	}
-	if err := copyXattrs(from, to); err != nil {
-		return err
-	}
-	tv := []unix.Timeval{unix.NsecToTimeval(st.Atim.Nano()), unix.NsecToTimeval(st.Mtim.Nano())}
-	return unix.Futimes(to, tv)
-}
-
-func copyXattrs(from, to int) error {
-	size, err := unix.Flistxattr(from, nil)
-	if err != nil || size == 0 {
-		return ignoreUnsupported(err)
-	}
-	names := make([]byte, size)
-	if size, err = unix.Flistxattr(from, names); err != nil {
-		return err
-	}
-	for _, name := range splitZero(names[:size]) {
-		n, err := unix.Fgetxattr(from, name, nil)
+		if err == nil {
+			err = add(target, f)
+		}
 		if err != nil {
-			return err
-		}
-		value := make([]byte, n)
-		if n, err = unix.Fgetxattr(from, name, value); err != nil {
-			return err
-		}
-		if err := ignoreUnsupported(unix.Fsetxattr(to, name, value[:n], 0)); err != nil {
-			return err
+			return nil, fmt.Errorf("mount %s: %w", target, err)
 		}
 	}
-	return nil
-}
-
-func ignoreUnsupported(err error) error {
-	if errors.Is(err, unix.ENOTSUP) {
-		return nil
-	}
-	return err
-}
-
-func splitZero(b []byte) []string {
-	var out []string
-	for start, i := 0, 0; i < len(b); i++ {
-		if b[i] == 0 {
-			out = append(out, string(b[start:i]))
-			start = i + 1
+	for i, target := range l.r.Volumes {
+		f, err := rootfs.CloneTree(l.m.volumeDir(l.r.ID, i), 0)
+		if err == nil && l.userNS != nil {
+			if err = rootfs.MapOwners(f, l.userNS); err != nil {
+				err = errors.Join(err, f.Close())
+			}
+		}
+		if err == nil {
+			err = add(target, f)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mount image volume %s: %w", target, err)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // deviceOutsideDev mounts a device whose path in the container is not below /dev.
-func (l *launching) deviceOutsideDev(d *launch.Description, dev device) error {
-	if len(dev.target) > len("/dev/") && dev.target[:len("/dev/")] == "/dev/" {
+func (l *launching) deviceOutsideDev(d *launch.Description, dev rootfs.Device) error {
+	if len(dev.Target) > len("/dev/") && dev.Target[:len("/dev/")] == "/dev/" {
 		return nil
 	}
-	f, err := cloneTree(dev.host, 0)
+	f, err := rootfs.CloneTree(dev.Host, 0)
 	if err != nil {
-		return fmt.Errorf("mount device %s: %w", dev.target, err)
+		return fmt.Errorf("mount device %s: %w", dev.Target, err)
 	}
-	d.Mounts = append(d.Mounts, launch.Mount{Target: dev.target, FD: l.files.Add(f), File: true})
+	d.Mounts = append(d.Mounts, launch.Mount{Target: dev.Target, FD: l.files.Add(f), File: true})
 	return nil
+}
+
+// devices are those that the container gets besides the standard ones.
+func (l *launching) devices() ([]rootfs.Device, error) {
+	list, err := rootfs.Devices(l.r.Config)
+	return append(list, l.r.CDI.DeviceList(uint32(l.rootID()))...), err
 }

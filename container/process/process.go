@@ -72,7 +72,7 @@ func command(cfg *cri.ContainerConfig, img v1.ImageConfig) ([]string, error) {
 	if len(out) == 0 || out[0] == "" {
 		return nil, errs.Newf(errs.Invalid, "no command: neither the request nor the image has one")
 	}
-	return out, CheckStrings("command", out)
+	return out, checkStrings("command", out)
 }
 
 // environment is the image's, then the request's over it, with the defaults that are missing then (KUBELET.md 23).
@@ -109,15 +109,43 @@ func environment(cfg *cri.ContainerConfig, img v1.ImageConfig, hostname, home st
 	if home != "" {
 		set("HOME="+home, false)
 	}
-	return out, CheckStrings("envs", out)
+	return out, checkStrings("envs", out)
 }
 
-// CheckStrings refuses what execve would cut short, without repeating the value: it may be secret.
-func CheckStrings(field string, list []string) error {
+// checkStrings refuses what execve would cut short, without repeating the value: it may be secret.
+func checkStrings(field string, list []string) error {
 	for i, s := range list {
 		if strings.ContainsRune(s, 0) {
 			return errs.Newf(errs.Invalid, "%s[%d]: it has a zero byte", field, i)
 		}
 	}
 	return nil
+}
+
+// Add puts variables over those of the same name, and joins groups.
+func (p *Process) Add(env []string, groups []uint32) error {
+	if err := checkStrings("environment", env); err != nil {
+		return err
+	}
+	p.Env = override(p.Env, env)
+	for _, g := range groups {
+		if !slices.Contains(p.Groups, g) {
+			p.Groups = append(p.Groups, g)
+		}
+	}
+	return nil
+}
+
+// override puts the variables of more into env, over those of the same name.
+func override(env, more []string) []string {
+	for _, kv := range more {
+		name, _, _ := strings.Cut(kv, "=")
+		i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+		if i < 0 {
+			env = append(env, kv)
+		} else {
+			env[i] = kv
+		}
+	}
+	return env
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package rootfs
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,11 +19,10 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim.dev/internal/errs"
-	"crishim.dev/launch"
 )
 
-// checkMounts refuses mounts that no launch should be tried with.
-func checkMounts(mounts []*cri.Mount) error {
+// CheckMounts refuses mounts that no launch should be tried with.
+func CheckMounts(mounts []*cri.Mount) error {
 	seen := map[string]bool{}
 	for i, mt := range mounts {
 		field := fmt.Sprintf("mounts[%d]", i)
@@ -38,9 +36,9 @@ func checkMounts(mounts []*cri.Mount) error {
 			return errs.Newf(errs.Invalid, "%s.container_path: %s is mounted twice", field, target)
 		case target == "/proc" || (strings.HasPrefix(target, "/proc/") && !slices.Contains(mountableProc(), target)):
 			return errs.Newf(errs.Invalid, "%s.container_path: %s is inside /proc", field, target)
-		case imageVolume(mt) && mt.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE:
+		case IsImage(mt) && mt.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE:
 			return errs.Newf(errs.Invalid, "%s.propagation: an image volume has private propagation only", field)
-		case !imageVolume(mt) && !filepath.IsAbs(mt.GetHostPath()):
+		case !IsImage(mt) && !filepath.IsAbs(mt.GetHostPath()):
 			return errs.Newf(errs.Invalid, "%s.host_path: %q is not an absolute path", field, mt.GetHostPath())
 		}
 		if _, err := attributes(mt.GetMountOptions()); err != nil {
@@ -68,8 +66,8 @@ func mountableProc() []string {
 	}
 }
 
-// openVolume makes a detached copy of a host path with the attributes that the request wants; where it maps owners, by userNS.
-func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
+// OpenVolume makes a detached copy of a host path with the attributes that the request wants; where it maps owners, by userNS.
+func OpenVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 	host := mt.GetHostPath()
 	if _, err := os.Stat(host); errors.Is(err, os.ErrNotExist) {
 		// As containerd and Docker do: kubelet checks hostPath types itself before.
@@ -82,12 +80,12 @@ func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 			return nil, err
 		}
 	}
-	f, err = cloneTree(host, unix.AT_RECURSIVE)
+	f, err = CloneTree(host, unix.AT_RECURSIVE)
 	if err != nil {
 		return nil, err
 	}
 	if len(mt.GetUidMappings()) > 0 {
-		if err := mapOwners(f, userNS); err != nil {
+		if err := MapOwners(f, userNS); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
 	}
@@ -102,20 +100,20 @@ func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 		return nil, errors.Join(errs.Newf(errs.Invalid, "unknown propagation %d", mt.GetPropagation()), f.Close())
 	}
 	if attr.Propagation != 0 {
-		err = setattr(f, &attr, unix.AT_RECURSIVE)
+		err = SetAttr(f, &attr, unix.AT_RECURSIVE)
 	}
 	if err == nil && mt.GetReadonly() {
 		var flags uint
 		if mt.GetRecursiveReadOnly() {
 			flags = unix.AT_RECURSIVE
 		}
-		err = setattr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, flags)
+		err = SetAttr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, flags)
 		if mt.GetRecursiveReadOnly() {
 			err = errs.As(crierrors.ErrRROUnsupported, err)
 		}
 	}
 	if err == nil {
-		err = setOptions(f, mt.GetMountOptions())
+		err = SetOptions(f, mt.GetMountOptions())
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -123,8 +121,8 @@ func openVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 	return f, nil
 }
 
-// cloneTree copies the mount at path (with AT_RECURSIVE also those below it) into a detached one. Needs Linux 5.2.
-func cloneTree(path string, flags uint) (*os.File, error) {
+// CloneTree copies the mount at path (with AT_RECURSIVE also those below it) into a detached one. Needs Linux 5.2.
+func CloneTree(path string, flags uint) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)
 	if err != nil {
 		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
@@ -132,8 +130,8 @@ func cloneTree(path string, flags uint) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// setattr is mount_setattr(2) on a detached mount. Needs Linux 5.12.
-func setattr(f *os.File, attr *unix.MountAttr, flags uint) error {
+// SetAttr is mount_setattr(2) on a detached mount. Needs Linux 5.12.
+func SetAttr(f *os.File, attr *unix.MountAttr, flags uint) error {
 	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|flags, attr); err != nil {
 		return &os.PathError{Op: "mount_setattr", Path: f.Name(), Err: err}
 	}
@@ -182,75 +180,25 @@ func isShared(mountinfo io.Reader, id uint64) (bool, error) {
 	return false, s.Err()
 }
 
-// openMount opens the i-th of the request's mounts.
-func (l *launching) openMount(ctx context.Context, i int, mt *cri.Mount) (*os.File, error) {
-	if !imageVolume(mt) {
-		return openVolume(mt, l.userNS)
+// MapOwners makes a detached mount show its files as those of the pod's user namespace: owner 0 on disk is its root. Nothing is
+// changed on disk.
+//
+// What is mounted below is mapped too, unless one of those file systems can't be: then it is the volume itself that must be.
+func MapOwners(f, userNS *os.File) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userNS.Fd())}
+	err := SetAttr(f, &attr, unix.AT_RECURSIVE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		err = SetAttr(f, &attr, 0)
 	}
-	f, err := l.openImageVolume(ctx, i, mt)
-	return f, errs.As(crierrors.ErrImageVolumeMountFailed, err)
-}
-
-// volumes opens all that is mounted into the container besides the standard mounts: the request's mounts, the pod's files, the
-// image's VOLUMEs. The descriptors are collected in files, which the caller closes.
-func (l *launching) volumes(ctx context.Context) ([]launch.Mount, error) {
-	var out []launch.Mount
-	add := func(target string, f *os.File) error {
-		st, err := f.Stat()
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		out = append(out, launch.Mount{Target: target, FD: l.files.Add(f), File: !st.IsDir()})
+	if err == nil {
 		return nil
 	}
-	taken := map[string]bool{}
-	ids, _ := l.box.Users()
-	for i, mt := range l.r.CDI.mounts(l.r.Config, ids) {
-		target := path.Clean("/" + mt.GetContainerPath())
-		f, err := l.openMount(ctx, i, mt)
-		if err == nil {
-			err = add(target, f)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("mount %s: %w", target, err)
-		}
-		taken[target] = true
+	var fs unix.Statfs_t
+	if e := unix.Fstatfs(int(f.Fd()), &fs); e != nil {
+		return errors.Join(err, e)
 	}
-	own := map[string]string{
-		"/etc/hostname":    l.m.o.Layout.Hostname(l.box.ID),
-		"/etc/hosts":       l.m.o.Layout.Hosts(l.box.ID),
-		"/etc/resolv.conf": l.m.o.Layout.ResolvConf(l.box.ID),
-	}
-	for target, source := range own {
-		if taken[target] {
-			continue
-		}
-		f, err := cloneTree(source, 0)
-		if err == nil && security(l.r.Config).GetReadonlyRootfs() {
-			if err = setattr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
-				err = errors.Join(err, f.Close())
-			}
-		}
-		if err == nil {
-			err = add(target, f)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("mount %s: %w", target, err)
-		}
-	}
-	for i, target := range l.r.Volumes {
-		f, err := cloneTree(l.m.volumeDir(l.r.ID, i), 0)
-		if err == nil && l.userNS != nil {
-			if err = mapOwners(f, l.userNS); err != nil {
-				err = errors.Join(err, f.Close())
-			}
-		}
-		if err == nil {
-			err = add(target, f)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("mount image volume %s: %w", target, err)
-		}
-	}
-	return out, nil
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	return errs.Newf(errs.Unsupported, "map the owners of %s to the pod's users: its file system (type %#x) has no id-mapped mounts in Linux %s "+
+		"(tmpfs has them from 6.3 on, overlayfs never): %w", f.Name(), fs.Type, unix.ByteSliceToString(u.Release[:]), err)
 }

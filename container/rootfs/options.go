@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package rootfs
 
 import (
 	"os"
@@ -45,11 +45,11 @@ func attributes(options []string) (unix.MountAttr, error) {
 	return out, nil
 }
 
-// setOptions gives a detached mount the options of the request.
-func setOptions(f *os.File, options []string) error {
+// SetOptions gives a detached mount the options of the request.
+func SetOptions(f *os.File, options []string) error {
 	attr, err := attributes(options)
 	if err != nil || attr == (unix.MountAttr{}) {
 		return err
 	}
-	return setattr(f, &attr, 0)
+	return SetAttr(f, &attr, 0)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package rootfs
 
 import (
 	"errors"
@@ -16,14 +16,13 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
-	"crishim.dev/container/process"
 	"crishim.dev/internal/errs"
 	"crishim.dev/sandbox"
 )
 
-// injected is what CDI devices bring into a container besides environment and groups, which become the process's. It is resolved
+// Injected is what CDI devices bring into a container besides environment and groups, which become the process's. It is resolved
 // once, when the container is made: the record has it, whatever happens to the specifications later.
-type injected struct {
+type Injected struct {
 	Devices []injectedDevice `json:"devices,omitempty"`
 	Mounts  []injectedMount  `json:"mounts,omitempty"`
 }
@@ -45,11 +44,17 @@ type injectedMount struct {
 	Options     []string             `json:"options,omitempty"`
 }
 
-// resolveCDI finds the devices that the request names in the CDI specifications of dirs and adds what they bring to environment
-// and groups to p. The specifications are read anew each time: device plugins write them right before they are asked for.
-func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process.Process) (injected, error) {
+// Edits are what CDI devices add to a process.
+type Edits struct {
+	Env    []string
+	Groups []uint32
+}
+
+// ResolveCDI finds the devices that the request names in the CDI specifications of dirs, for a process of uid and gid. The
+// specifications are read anew each time: device plugins write them right before they are asked for.
+func ResolveCDI(dirs []string, cfg *cri.ContainerConfig, uid, gid uint32) (Injected, Edits, error) {
 	if len(cfg.GetCDIDevices()) == 0 {
-		return injected{}, nil
+		return Injected{}, Edits{}, nil
 	}
 	names := make([]string, 0, len(cfg.GetCDIDevices()))
 	for _, d := range cfg.GetCDIDevices() {
@@ -57,9 +62,9 @@ func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process.Process) (in
 	}
 	cache, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
 	if err != nil {
-		return injected{}, fmt.Errorf("CDI_devices: %w", err)
+		return Injected{}, Edits{}, fmt.Errorf("CDI_devices: %w", err)
 	}
-	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: p.UID, GID: p.GID}}}
+	spec := &specs.Spec{Process: &specs.Process{User: specs.User{UID: uid, GID: gid}}}
 	if missing, err := cache.InjectDevices(spec, names...); err != nil {
 		all := []error{err}
 		if len(missing) > 0 { // a specification that can't be read may be the one
@@ -67,40 +72,17 @@ func resolveCDI(dirs []string, cfg *cri.ContainerConfig, p *process.Process) (in
 				all = append(all, list...)
 			}
 		}
-		return injected{}, errs.Newf(errs.Invalid, "CDI_devices: %w", errors.Join(all...))
+		return Injected{}, Edits{}, errs.Newf(errs.Invalid, "CDI_devices: %w", errors.Join(all...))
 	}
 	in, err := translate(spec, cfg.GetMounts())
 	if err != nil {
-		return in, fmt.Errorf("CDI_devices: %s: %w", strings.Join(names, ", "), err)
+		return in, Edits{}, fmt.Errorf("CDI_devices: %s: %w", strings.Join(names, ", "), err)
 	}
-	if err := process.CheckStrings("CDI_devices: environment", spec.Process.Env); err != nil {
-		return in, err
-	}
-	p.Env = override(p.Env, spec.Process.Env)
-	for _, g := range spec.Process.User.AdditionalGids {
-		if !slices.Contains(p.Groups, g) {
-			p.Groups = append(p.Groups, g)
-		}
-	}
-	return in, nil
-}
-
-// override puts the variables of more into env, over those of the same name.
-func override(env, more []string) []string {
-	for _, kv := range more {
-		name, _, _ := strings.Cut(kv, "=")
-		i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
-		if i < 0 {
-			env = append(env, kv)
-		} else {
-			env[i] = kv
-		}
-	}
-	return env
+	return in, Edits{Env: spec.Process.Env, Groups: spec.Process.User.AdditionalGids}, nil
 }
 
 // translate takes from spec what CDI wrote there, and refuses what this runtime does not do.
-func translate(spec *specs.Spec, taken []*cri.Mount) (in injected, err error) {
+func translate(spec *specs.Spec, taken []*cri.Mount) (in Injected, err error) {
 	if spec.Hooks != nil {
 		return in, errs.Newf(errs.Unsupported, "the device wants hooks, programs that run on the host; this runtime runs none")
 	}
@@ -119,7 +101,7 @@ func translate(spec *specs.Spec, taken []*cri.Mount) (in injected, err error) {
 	for _, m := range spec.Mounts {
 		mt, err := translateMount(m)
 		if err == nil {
-			err = checkMounts(append(slices.Clone(taken), mt.mount(sandbox.Range{})))
+			err = CheckMounts(append(slices.Clone(taken), mt.mount(sandbox.Range{})))
 		}
 		if err == nil {
 			_, err = os.Stat(mt.Host)
@@ -202,8 +184,8 @@ func (i injectedMount) mount(ids sandbox.Range) *cri.Mount {
 	return m
 }
 
-// mounts are the request's and then those of its CDI devices.
-func (in injected) mounts(cfg *cri.ContainerConfig, ids sandbox.Range) []*cri.Mount {
+// AllMounts are the request's and then those of its CDI devices.
+func (in Injected) AllMounts(cfg *cri.ContainerConfig, ids sandbox.Range) []*cri.Mount {
 	out := slices.Clone(cfg.GetMounts())
 	for _, m := range in.Mounts {
 		out = append(out, m.mount(ids))
@@ -211,12 +193,11 @@ func (in injected) mounts(cfg *cri.ContainerConfig, ids sandbox.Range) []*cri.Mo
 	return out
 }
 
-// devices are those that the container gets besides the standard ones.
-func (l *launching) devices() ([]device, error) {
-	list, err := devices(l.r.Config)
-	for _, d := range l.r.CDI.Devices {
-		root := uint32(l.rootID())
-		list = append(list, device{target: d.Target, mode: d.Mode, dev: d.Dev, uid: root + d.UID, gid: root + d.GID, access: d.Access})
+// DeviceList is what the container gets of them, root being what its root is on the host.
+func (in Injected) DeviceList(root uint32) []Device {
+	var out []Device
+	for _, d := range in.Devices {
+		out = append(out, Device{Target: d.Target, Mode: d.Mode, Dev: d.Dev, UID: root + d.UID, GID: root + d.GID, Access: d.Access})
 	}
-	return list, err
+	return out
 }

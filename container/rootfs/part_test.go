@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package rootfs
 
 import (
 	"os"
@@ -18,7 +18,7 @@ func TestPartOfADetachedMount(t *testing.T) {
 		t.Skip("it mounts: root is missing")
 	}
 	mt := &cri.Mount{Image: &cri.ImageSpec{Image: "test"}, ImageSubPath: "a/link"}
-	for name, open := range map[string]func(*os.File, *cri.Mount) (*os.File, error){"in a thread": partInThread, "as the kernel allows": part} {
+	for name, open := range map[string]func(*os.File, *cri.Mount) (*os.File, error){"in a thread": partInThread, "as the kernel allows": Part} {
 		root, err := detachedTmpfs()
 		if err != nil {
 			t.Fatal(err)
@@ -45,7 +45,7 @@ func TestPartOfADetachedMount(t *testing.T) {
 		if err := unix.Fstatat(int(sub.Fd()), "file", &st, 0); err != nil {
 			t.Errorf("%s: the part has no file: %v", name, err)
 		}
-		if err := setattr(sub, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
+		if err := SetAttr(sub, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
 			t.Errorf("%s: the part is no mount of its own: %v", name, err)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package container
+package rootfs
 
 import (
 	"errors"
@@ -19,22 +19,22 @@ import (
 	"crishim.dev/launch"
 )
 
-// device is a node that a container gets besides the standard ones.
-type device struct {
-	// host is the node on the host, target where the container has it; both are absolute.
-	host, target string
-	mode         uint32 // S_IFCHR or S_IFBLK and permissions
-	dev          uint64
-	uid, gid     uint32
-	// access is made of r, w and m.
-	access string
+// Device is a node that a container gets besides the standard ones.
+type Device struct {
+	// Host is the node on the host, empty for one that CDI brings; Target is where the container has it. Both are absolute.
+	Host, Target string
+	Mode         uint32 // S_IFCHR or S_IFBLK and permissions
+	Dev          uint64
+	UID, GID     uint32
+	// Access is made of r, w and m.
+	Access string
 }
 
-// devices finds what the request names on the host; a directory stands for the devices below it. A privileged container gets
+// Devices finds what the request names on the host; a directory stands for the devices below it. A privileged container gets
 // all of the host's.
-func devices(cfg *cri.ContainerConfig) ([]device, error) {
-	var out []device
-	if privileged(cfg) {
+func Devices(cfg *cri.ContainerConfig) ([]Device, error) {
+	var out []Device
+	if cfg.GetLinux().GetSecurityContext().GetPrivileged() {
 		found, err := devicesBelow("/dev", "/dev", "rwm")
 		if err != nil {
 			return nil, err
@@ -63,12 +63,12 @@ func devices(cfg *cri.ContainerConfig) ([]device, error) {
 }
 
 // devicesBelow gives the device at host, or all below it if that is a directory.
-func devicesBelow(host, target, access string) ([]device, error) {
+func devicesBelow(host, target, access string) ([]Device, error) {
 	host, err := filepath.EvalSymlinks(host)
 	if err != nil {
 		return nil, errs.As(errs.Invalid, err)
 	}
-	var out []device
+	var out []Device
 	top := true
 	err = filepath.WalkDir(host, func(p string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) { // unplugged meanwhile
@@ -91,7 +91,7 @@ func devicesBelow(host, target, access string) ([]device, error) {
 		if !ok {
 			return errs.Newf(errs.Invalid, "%s is not a device", p)
 		}
-		d.host, d.target, d.access = p, target+strings.TrimPrefix(p, host), access
+		d.Host, d.Target, d.Access = p, target+strings.TrimPrefix(p, host), access
 		if p != "/dev/console" {
 			out = append(out, d)
 		}
@@ -109,42 +109,42 @@ func skippedDev(p string) bool {
 	return false
 }
 
-func statDevice(p string) (device, bool, error) {
+func statDevice(p string) (Device, bool, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(p, &st); err != nil {
-		return device{}, false, &os.PathError{Op: "lstat", Path: p, Err: err}
+		return Device{}, false, &os.PathError{Op: "lstat", Path: p, Err: err}
 	}
 	t := st.Mode & unix.S_IFMT
 	if t != unix.S_IFCHR && t != unix.S_IFBLK {
-		return device{}, false, nil
+		return Device{}, false, nil
 	}
-	return device{mode: st.Mode, dev: st.Rdev, uid: st.Uid, gid: st.Gid}, true, nil
+	return Device{Mode: st.Mode, Dev: st.Rdev, UID: st.Uid, GID: st.Gid}, true, nil
 }
 
-// rules are the device cgroup's.
-func rules(cfg *cri.ContainerConfig, list []device) *cgroup.Devices {
-	if privileged(cfg) {
+// Rules are the device cgroup's.
+func Rules(cfg *cri.ContainerConfig, list []Device) *cgroup.Devices {
+	if cfg.GetLinux().GetSecurityContext().GetPrivileged() {
 		return &cgroup.Devices{All: true}
 	}
 	out := &cgroup.Devices{}
 	for _, d := range list {
-		if d.access == "" {
+		if d.Access == "" {
 			continue
 		}
 		kind := byte('c')
-		if d.mode&unix.S_IFMT == unix.S_IFBLK {
+		if d.Mode&unix.S_IFMT == unix.S_IFBLK {
 			kind = 'b'
 		}
 		out.Allow = append(out.Allow, cgroup.Device{
-			Type: kind, Major: int64(unix.Major(d.dev)), Minor: int64(unix.Minor(d.dev)), Access: d.access,
+			Type: kind, Major: int64(unix.Major(d.Dev)), Minor: int64(unix.Minor(d.Dev)), Access: d.Access,
 		})
 	}
 	return out
 }
 
-// makeDev makes the container's /dev: a detached tmpfs with the standard entries and those of list that lie in /dev.
+// MakeDev makes the container's /dev: a detached tmpfs with the standard entries and those of list that lie in /dev.
 // The standard ones belong to owner, the others to whom they belong on the host.
-func makeDev(tty bool, list []device, owner int) (*os.File, error) {
+func MakeDev(tty bool, list []Device, owner int) (*os.File, error) {
 	root, err := detachedTmpfs("mode", "0755", "size", "65536k")
 	if err != nil {
 		return nil, fmt.Errorf("make /dev: %w", err)
@@ -155,7 +155,7 @@ func makeDev(tty bool, list []device, owner int) (*os.File, error) {
 	return root, nil
 }
 
-func fillDev(root *os.File, tty bool, list []device, owner int) error {
+func fillDev(root *os.File, tty bool, list []Device, owner int) error {
 	dir := int(root.Fd())
 	for _, n := range launch.DevNodes(tty) {
 		if err := makeNode(dir, n); err != nil {
@@ -166,19 +166,19 @@ func fillDev(root *os.File, tty bool, list []device, owner int) error {
 		return err
 	}
 	for _, d := range list {
-		rel, ok := strings.CutPrefix(d.target, "/dev/")
+		rel, ok := strings.CutPrefix(d.Target, "/dev/")
 		if !ok {
 			continue
 		}
 		if err := mkdirs(dir, path.Dir(rel), owner); err != nil {
 			return err
 		}
-		err := makeNode(dir, launch.Node{Path: rel, Mode: d.mode, Dev: d.dev})
+		err := makeNode(dir, launch.Node{Path: rel, Mode: d.Mode, Dev: d.Dev})
 		if errors.Is(err, unix.EEXIST) { // a standard one; privileged containers ask for those too
 			continue
 		}
 		if err == nil {
-			err = unix.Fchownat(dir, rel, int(d.uid), int(d.gid), unix.AT_SYMLINK_NOFOLLOW)
+			err = unix.Fchownat(dir, rel, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", rel, err)
