@@ -109,6 +109,7 @@ nightly: verify lint cross race test ## everything long
 	$(MAKE) fuzz FUZZTIME=60s
 	$(MAKE) critest ROUNDS=3
 	$(MAKE) mutate
+	SHIM_NIGHTLY=1 $(MAKE) e2e RUN=TestBrokenClients
 	$(MAKE) kubelet-smoke
 	$(MAKE) bench
 

@@ -40,7 +40,11 @@ func (a adapter) AttachContainer(ctx context.Context, _, _, container string, in
 	}
 	defer a.s.work.Done()
 	defer a.s.recovered("attach", &result)
-	return a.s.o.Runtime.Attach(ctx, container, a.streams(ctx, in, out, err, resize))
+	e := a.s.o.Runtime.Attach(ctx, container, a.streams(ctx, in, out, err, resize))
+	if ctx.Err() != nil && a.s.ctx.Err() == nil {
+		return nil // the client has left, which is how an attach ends; the library would log it as an error
+	}
+	return e
 }
 
 // streams leaves out what was not asked for.

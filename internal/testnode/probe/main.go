@@ -45,6 +45,7 @@ func commands() map[string]func(args []string) error {
 		"spin":       spin,
 		"escape":     escape,
 		"undo":       undo,
+		"echo":       echo,
 	}
 }
 

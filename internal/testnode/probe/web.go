@@ -104,3 +104,25 @@ func wget(args []string) error {
 	_, err = io.Copy(os.Stdout, resp.Body)
 	return err
 }
+
+// echo: probe echo ADDRESS; it gives back what a client sends, and closes when the client has closed its sending side.
+func echo(args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("usage: echo ADDRESS")
+	}
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening on", l.Addr())
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
+}
