@@ -116,6 +116,27 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 	}
 }
 
+// A registry that wants a token of everybody gives one to those who have no credentials.
+func TestAnonymousToken(t *testing.T) {
+	reg, n := registrytest.New(t), open(t, t.TempDir(), nil)
+	reg.Users(map[string]string{}, true)
+	reg.Push(t, "app", "v", simple(t, "x"))
+	reg.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/token" {
+			return false
+		}
+		if r.Method != http.MethodGet || r.Header.Get("Authorization") != "" || r.URL.Query().Get("scope") == "" || r.URL.Query().Get("service") != "test" {
+			t.Errorf("asked for a token by %s %s", r.Method, r.URL)
+		}
+		_, _ = w.Write([]byte(`{"access_token":"token-of-the-test"}`))
+		return true
+	})
+	n.pull(t, reg.Host+"/app:v", nil)
+	if got := len(reg.Requests("/token")); got != 1 {
+		t.Errorf("%d tokens for one pull", got)
+	}
+}
+
 // A refresh token travels in a body, which a redirect with 307 would take along.
 func TestRedirectTakesNoIdentityToken(t *testing.T) {
 	reg, other, n := registrytest.New(t), registrytest.New(t), open(t, t.TempDir(), nil)

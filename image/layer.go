@@ -136,6 +136,8 @@ const recipeName = "recipe.zst"
 
 // make downloads, checks and unpacks a layer, all at once. It gives the key under which it was committed.
 func (s *Store) make(ctx context.Context, j job) (key snapshot.Key, err error) {
+	n, fetched := s.progress.fetching(j.blob.Digest)
+	defer fetched()
 	ctx, end := context.WithCancelCause(ctx)
 	cancel := func() { end(errDone) }
 	defer cancel() // before the readers below are waited for
@@ -150,8 +152,6 @@ func (s *Store) make(ctx context.Context, j job) (key snapshot.Key, err error) {
 		return "", err
 	}
 	defer blob.Close()
-	n, fetched := s.progress.fetching(j.blob.Digest)
-	defer fetched()
 	raw := readAhead(counted{blob, n})
 	defer raw.Close()
 	defer cancel()
