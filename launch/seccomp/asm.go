@@ -147,7 +147,7 @@ func spans(t table, def uint32, wide bool, ends map[uint32]uint32) ([]span, erro
 		if !ok {
 			continue
 		}
-		code, err := leaf(rules, rest, wide)
+		code, err := leaf(rules, rest, wide && n < x32Bit) // x32 has 32-bit arguments
 		if err != nil {
 			return nil, fmt.Errorf("call %d: %w", n, err)
 		}

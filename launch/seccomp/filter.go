@@ -20,6 +20,8 @@ const (
 	maxInstructions = 4096
 	// x32Bit marks the calls of x86-64's 32-bit ABI, which come with x86-64's own architecture number.
 	x32Bit = 0x40000000
+	// skippedCall is the number that a tracer gives to a call that is not to be made. It is not one of x32's.
+	skippedCall = 1<<32 - 1
 )
 
 // Filter is ready to be installed. It must not be changed: callers share it.
@@ -100,6 +102,9 @@ func assemble(p *specs.LinuxSeccomp, infos []*arch.Info) ([]bpf.Instruction, err
 		}
 		if info == arch.X86_64 {
 			ends[x32Bit] = retErrno | uint32(unix.ENOSYS)
+			if lenient(def) {
+				ends[skippedCall] = def
+			}
 			if slices.Contains(infos, arch.X32) {
 				ends[x32Bit] = def
 				if err := addCalls(t, ends, p, arch.X32, def); err != nil {
@@ -127,11 +132,10 @@ func addCalls(t table, ends map[uint32]uint32, p *specs.LinuxSeccomp, info *arch
 			return err
 		}
 		for _, name := range c.Names {
-			n, ok := info.SyscallNames[name]
+			nr, ok := number(info, name)
 			if !ok {
 				continue // this architecture, or our table, has no such call
 			}
-			nr := uint32(n) | uint32(info.SeccompMask)
 			last = max(last, nr)
 			if ret == def {
 				continue
@@ -143,11 +147,14 @@ func addCalls(t table, ends map[uint32]uint32, p *specs.LinuxSeccomp, info *arch
 			t[nr] = append(t[nr], rules...)
 		}
 	}
-	if a := def & maskAction; last != 0 && a != retAllow&maskAction && a != retLog {
+	if last != 0 && !lenient(def) {
 		ends[last+1] = retErrno | uint32(unix.ENOSYS)
 	}
 	return nil
 }
+
+// lenient says whether an action lets the call through.
+func lenient(ret uint32) bool { return ret == retAllow || ret == retLog }
 
 // split makes rules of a list of conditions: one, or, when an argument occurs twice, one for each condition.
 func split(ret uint32, conds []specs.LinuxSeccompArg) ([]rule, error) {
