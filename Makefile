@@ -74,6 +74,10 @@ critest: deps build fixtures ## the CRI conformance suite against a throw-away n
 kubelet-smoke: deps build ## a standalone kubelet runs, restarts and logs a static pod (root; builds kubelet once, 6 min)
 	hack/kubelet-smoke
 
+.PHONY: vm-test
+vm-test: deps ## cgroup v2, AppArmor and systemd in an emulated machine (root; makes it once; 40 min); PARTS='unit e2e critest systemd'
+	hack/vm/test $(PARTS)
+
 .PHONY: lint
 lint: ## golangci-lint and the project's shape
 	$$(hack/tool golangci-lint) run ./...
@@ -112,6 +116,7 @@ nightly: verify lint cross race test ## everything long
 	SHIM_NIGHTLY=1 $(MAKE) e2e RUN=TestBrokenClients
 	$(MAKE) kubelet-smoke
 	$(MAKE) bench
+	$(MAKE) vm-test
 
 .PHONY: tools
 tools: ## build crictl, critest and golangci-lint into the cache (SHIM_CACHE)

@@ -157,7 +157,12 @@ func (b *box) plan(t testing.TB) *launch.Plan {
 func (b *box) plan2(t testing.TB, cwd bool) *launch.Plan {
 	t.Helper()
 	devFS := dev(t, b.TTY)
-	b.Root, b.Dev = b.list.Add(tree(t, b.root)), b.list.Add(devFS)
+	root := tree(t, b.root)
+	// Not a peer of the mount that it was cloned from, as an overlay is none: pivot_root refuses one.
+	if err := unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		t.Fatal(err)
+	}
+	b.Root, b.Dev = b.list.Add(root), b.list.Add(devFS)
 	targets := must[[]launch.Target](t)(launch.Targets(&b.Description))
 	for _, g := range targets {
 		if !b.targets || g.Path == b.Cwd && !cwd {
