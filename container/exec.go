@@ -193,7 +193,7 @@ func (l *launching) planExec(part *cgroup.Part, pidfd *os.File, cmd []string, tt
 	if tty && !slices.ContainsFunc(d.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
 		d.Env = append(slices.Clone(d.Env), "TERM=xterm")
 	}
-	if d.Seccomp, err = l.m.filter(security(l.r.Config), d.Caps); err != nil {
+	if err := l.m.confine(&d.Process, security(l.r.Config)); err != nil {
 		return nil, err
 	}
 	procs, dir, err := part.Files()

@@ -76,6 +76,8 @@ type Options struct {
 	Tasks   int64
 	// Filters compiles seccomp profiles.
 	Filters *seccomp.Cache
+	// AppArmorDefault is the profile for containers that ask for the default one; empty: none.
+	AppArmorDefault string
 	// Changed is called, without locks held, after every change of a container that kubelet may want to know of.
 	Changed func(ID, sandbox.ID, Change)
 	Log     *slog.Logger

@@ -49,7 +49,7 @@ func (m *Manager) planned(r *record) (*launch.Description, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.Seccomp, err = m.filter(security(r.Config), d.Caps); err != nil {
+	if err := m.confine(&d.Process, security(r.Config)); err != nil {
 		return nil, err
 	}
 	next := launch.NoFD

@@ -3,7 +3,6 @@
 package container
 
 import (
-	"bufio"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,6 +12,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim.dev/internal/apparmor"
 	"crishim.dev/internal/errs"
 	"crishim.dev/launch"
 	"crishim.dev/launch/seccomp"
@@ -56,12 +56,16 @@ func (m *Manager) checkSecurity(cfg *cri.ContainerConfig) error {
 // nothing there, and pods are written for any kernel.
 func (m *Manager) checkLabels(cfg *cri.ContainerConfig) error {
 	sc := security(cfg)
-	if name := appArmor(sc); name != "" {
+	if name := m.appArmor(sc); name != "" {
 		if !m.o.Facts.AppArmor {
 			return errs.Newf(errs.Unsupported, "apparmor: this kernel has no AppArmor")
 		}
-		if err := profileLoaded(name); err != nil {
-			return fmt.Errorf("apparmor.localhost_ref: %w", err)
+		loaded, err := apparmor.Loaded(name)
+		if err != nil {
+			return fmt.Errorf("apparmor: %w", err)
+		}
+		if !loaded {
+			return errs.Newf(errs.Invalid, "apparmor: the kernel has no profile %q loaded", name)
 		}
 	}
 	if !m.o.Facts.SELinux {
@@ -78,31 +82,24 @@ func (m *Manager) checkLabels(cfg *cri.ContainerConfig) error {
 	return nil
 }
 
-// appArmor is the profile that the request names, or none. RuntimeDefault names none: this runtime loads no profiles.
-func appArmor(sc *cri.LinuxContainerSecurityContext) string {
-	if p := sc.GetApparmor(); p.GetProfileType() == cri.SecurityProfile_Localhost {
-		return p.GetLocalhostRef()
+// appArmor is the profile of a container's processes, or none. Who asks for nothing gets the default one where there is one, but for
+// privileged containers.
+func (m *Manager) appArmor(sc *cri.LinuxContainerSecurityContext) string {
+	p := sc.GetApparmor()
+	switch {
+	case p.GetProfileType() == cri.SecurityProfile_Localhost:
+		return strings.TrimPrefix(p.GetLocalhostRef(), "localhost/") // the prefix of the annotation that was before the field
+	case p.GetProfileType() == cri.SecurityProfile_Unconfined || sc.GetPrivileged():
+		return ""
 	}
-	return ""
+	return m.o.AppArmorDefault
 }
 
-// profileLoaded looks a profile up in the kernel's list: "name (enforce)".
-func profileLoaded(name string) error {
-	f, err := os.Open("/sys/kernel/security/apparmor/profiles")
-	if err != nil {
-		return errs.As(errs.Unsupported, err)
-	}
-	defer f.Close()
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		if loaded, _, _ := strings.Cut(s.Text(), " ("); loaded == name {
-			return nil
-		}
-	}
-	if err := s.Err(); err != nil {
-		return err
-	}
-	return errs.Newf(errs.Invalid, "the kernel has no profile %q loaded", name)
+// confine gives a process of the container its seccomp filter and AppArmor profile.
+func (m *Manager) confine(p *launch.Process, sc *cri.LinuxContainerSecurityContext) (err error) {
+	p.AppArmor = m.appArmor(sc)
+	p.Seccomp, err = m.filter(sc, p.Caps)
+	return err
 }
 
 // filter gives the compiled seccomp filter that the request asks for; nil is unconfined, which privileged containers always are.

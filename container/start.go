@@ -132,7 +132,7 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 	if err != nil {
 		return nil, err
 	}
-	if d.Seccomp, err = m.filter(security(r.Config), d.Caps); err != nil {
+	if err := m.confine(&d.Process, security(r.Config)); err != nil {
 		return nil, err
 	}
 	// The cgroup's many directories are made while everything else is opened.
@@ -197,7 +197,6 @@ func describe(r *record, box sandbox.Sandbox, rlimits []launch.Rlimit) (*launch.
 			Args: r.Process.Args, Env: r.Process.Env, Cwd: r.Process.Cwd,
 			UID: r.Process.UID, GID: r.Process.GID, Groups: r.Process.Groups, IDBase: ids.Host,
 			Caps: caps, Ambient: ambient, NoNewPrivileges: sc.GetNoNewPrivs() && !sc.GetPrivileged(),
-			AppArmor:    appArmor(sc),
 			OOMScoreAdj: int(r.Resources.GetOomScoreAdj()),
 			Rlimits:     rlimits,
 			TTY:         cfg.GetTty(), Stdin: cfg.GetStdin() && !cfg.GetTty(), Stdout: !cfg.GetTty(), Stderr: !cfg.GetTty(),

@@ -22,6 +22,7 @@ import (
 	"crishim.dev/config"
 	"crishim.dev/container"
 	"crishim.dev/image"
+	"crishim.dev/internal/apparmor"
 	"crishim.dev/internal/kernel"
 	keeper "crishim.dev/keeper/client"
 	"crishim.dev/launch"
@@ -90,6 +91,37 @@ type base struct {
 	pods, containers *store.Store
 	// noUserNS says why pods can't have user namespaces here.
 	noUserNS error
+	// appArmor is the default profile; empty without one.
+	appArmor string
+}
+
+// loadAppArmor readies the default profile, where the kernel has AppArmor and there is a parser to compile it.
+func (n *node) loadAppArmor(ctx context.Context, host kernel.Facts) string {
+	if !host.AppArmor {
+		return ""
+	}
+	if err := apparmor.LoadDefault(ctx); err != nil {
+		n.log.Warn("containers run without a default AppArmor profile", "error", err)
+		return ""
+	}
+	return apparmor.Default
+}
+
+// cgroups makes the manager, with a connection to systemd for its driver.
+func (n *node) cgroups() (*cgroup.Manager, error) {
+	o := cgroup.Options{Driver: n.cfg.Cgroup.Driver, Parent: n.cfg.Cgroup.Parent, Log: n.log}
+	if o.Driver == "" {
+		o.Driver = cgroup.DefaultDriver()
+	}
+	if o.Driver == cgroup.Systemd {
+		bus, err := cgroup.Connect()
+		if err != nil {
+			return nil, err
+		}
+		n.closing(bus.Close)
+		o.Units = bus
+	}
+	return cgroup.New(o)
 }
 
 func (n *node) base(ctx context.Context) (b base, err error) {
@@ -102,7 +134,8 @@ func (n *node) base(ctx context.Context) (b base, err error) {
 			return b, fmt.Errorf("make state directory: %w", err)
 		}
 	}
-	if b.cgroups, err = cgroup.New(cgroup.Options{Driver: cfg.Cgroup.Driver, Parent: cfg.Cgroup.Parent, Log: log}); err != nil {
+	b.appArmor = n.loadAppArmor(ctx, b.host)
+	if b.cgroups, err = n.cgroups(); err != nil {
 		return b, err
 	}
 	n.closing(b.cgroups.Close)
@@ -155,7 +188,7 @@ func (n *node) managers(b base) *managers {
 	m.containers = container.New(container.Options{
 		Layout: layout, Dir: filepath.Join(cfg.Root, "containers"), Store: b.containers, Keeper: b.keeper, Sandboxes: m.sandboxes,
 		Images: b.images, Snapshots: b.snapshots, Cgroups: b.cgroups, Facts: facts, Rlimits: rlimits(cfg.Limits), Tasks: cfg.Limits.Tasks,
-		CDIDirs: cfg.CDI.SpecDirs,
+		CDIDirs: cfg.CDI.SpecDirs, AppArmorDefault: b.appArmor,
 		Filters: seccomp.NewCache(seccomp.Target{Arch: runtime.GOARCH, Major: b.host.Major, Minor: b.host.Minor}), Log: n.log,
 		Changed: func(id container.ID, pod sandbox.ID, c container.Change) { m.events.ContainerChanged(id, pod, c) },
 	})

@@ -64,7 +64,7 @@ func outside() map[string][]string {
 		"github.com/containerd/cgroups":          {"cgroup"},
 		"github.com/google/go-containerregistry": {"image", "internal/testnode", "e2e", "hack"},
 		"go.etcd.io/bbolt":                       {"image", "store"},
-		"os/exec":                                {"cni", "keeper/client", "cmd/shim", "e2e", "hack", "internal/testnode"},
+		"os/exec":                                {"cni", "keeper/client", "cmd/shim", "e2e", "hack", "internal/apparmor", "internal/testnode"},
 		"github.com/stretchr/testify":            {},
 		"github.com/onsi/gomega":                 {},
 		"io/ioutil":                              {},
