@@ -117,7 +117,7 @@ func newManager(o Options, version int, hs []*hierarchy) (*Manager, error) {
 		m.prefix = "shim"
 	}
 	if m.driver == "" {
-		m.driver = driverOfInit()
+		m.driver = DefaultDriver()
 	}
 	if m.parent == "" {
 		m.parent = map[string]string{Cgroupfs: "/shim", Systemd: "shim.slice"}[m.driver]
@@ -143,14 +143,17 @@ func newManager(o Options, version int, hs []*hierarchy) (*Manager, error) {
 	if m.driver != Cgroupfs && m.driver != Systemd {
 		return nil, errors.Join(errs.Newf(errs.Invalid, "choose cgroup driver: %q is neither %s nor %s", m.driver, Cgroupfs, Systemd), m.Close())
 	}
+	if m.driver == Systemd && m.units != nil && version == 1 {
+		return nil, errors.Join(errs.Newf(errs.Unsupported, "choose cgroup driver: %s needs cgroup v2, and this host has v1: use %s, for the kubelet too", Systemd, Cgroupfs), m.Close())
+	}
 	if _, err := m.Pod("", "x"); err != nil {
 		return nil, errors.Join(fmt.Errorf("check default cgroup parent: %w", err), m.Close())
 	}
 	return m, nil
 }
 
-// driverOfInit follows sd_booted(3): systemd is PID 1 where this directory exists.
-func driverOfInit() string {
+// DefaultDriver is Systemd where systemd is process 1, which is where this directory exists (sd_booted(3)).
+func DefaultDriver() string {
 	if fi, err := os.Lstat("/run/systemd/system"); err == nil && fi.IsDir() {
 		return Systemd
 	}

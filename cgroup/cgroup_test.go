@@ -284,7 +284,7 @@ func TestKillAndRemoveReachGroupsBelow(t *testing.T) {
 	for host, m := range hosts(t) {
 		t.Run(host, func(t *testing.T) {
 			g := create(t, m, name(t, m), nil)
-			inner := create(t, m, g.Path()+"/a/b/c", nil)
+			inner := below(t, g, "/a/b/c")
 			run(t, inner, "sleep 1000 & sleep 1000 & wait")
 			run(t, g, "exec sleep 1000")
 			until(t, "four processes", populated(g, 4))
@@ -303,8 +303,20 @@ func TestKillAndRemoveReachGroupsBelow(t *testing.T) {
 	}
 }
 
+// below makes a group below g as a container would: nothing is handed down to it, or g could not have processes on version 2.
+func below(t *testing.T, g *Group, path string) *Group {
+	t.Helper()
+	if g.m.Version() == 1 {
+		return create(t, g.m, g.Path()+path, nil)
+	}
+	if err := os.MkdirAll(g.m.all[0].dir+g.Path()+path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &Group{m: g.m, path: g.Path() + path}
+}
+
 func TestKillEndsWithItsContext(t *testing.T) {
-	m := v1(t)
+	m := hosts(t)["host"]
 	g := create(t, m, name(t, m), nil)
 	run(t, g, "exec sleep 1000")
 	until(t, "the process", populated(g, 1))
@@ -316,7 +328,7 @@ func TestKillEndsWithItsContext(t *testing.T) {
 }
 
 func TestCreateFailsWhole(t *testing.T) {
-	m := v1(t)
+	m := hosts(t)["host"]
 	p := name(t, m)
 	_, err := m.Create(t.Context(), p, &Resources{CPUs: "4000"})
 	if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "cpuset_cpus") {

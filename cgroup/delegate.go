@@ -7,8 +7,6 @@ import (
 	"errors"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // wanted are the controllers that a container's group should have, where the kernel and the groups above have them.
@@ -52,7 +50,7 @@ func (m *Manager) delegate(h *hierarchy, path string) error {
 			if err != nil {
 				m.warnOnce("cgroup controller "+c+" is not handed down", "group", h.dir+path[:i], "error", errors.Unwrap(err))
 			}
-			return errors.Is(err, unix.ENOENT) || err != nil
+			return err != nil
 		})
 	}
 	return nil

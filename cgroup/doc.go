@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cgroup makes, limits, freezes, kills, measures and removes control groups, version 1 and 2, with the naming of the
-// cgroupfs and the systemd driver.
+// cgroupfs and the systemd driver. The systemd driver (Bus) asks systemd for a pod's slice and a container's scope, on version 2 only,
+// and then sets everything itself as well: systemd has no property for some of it.
 //
 // Terms: a hierarchy is one mounted cgroup file system. Version 2 has one. Version 1 has several, each with one or more
 // controllers (cpu and cpuacct often share one), perhaps some with a name only (name=systemd), and perhaps a cgroup2 mount

@@ -250,11 +250,19 @@ func (g *Group) Place(ctx context.Context, pid int) error {
 }
 
 // Update changes the limits that r names and leaves the others.
-func (g *Group) Update(_ context.Context, r *Resources) error {
+func (g *Group) Update(ctx context.Context, r *Resources) error {
 	if err := r.check(g.m.version); err != nil {
 		return err
 	}
-	if err := (limits{g, r}).apply(); err != nil {
+	l := limits{g, r}
+	err := l.makeRoom()
+	if err == nil && g.m.driver == Systemd && g.m.units != nil {
+		err = g.m.units.SetLimits(ctx, path.Base(g.path), r)
+	}
+	if err == nil {
+		err = l.apply()
+	}
+	if err != nil {
 		return fmt.Errorf("update cgroup %s: %w", g.path, err)
 	}
 	return nil

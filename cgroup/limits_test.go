@@ -19,9 +19,11 @@ const mib = 1 << 20
 
 // limitCase says what a sequence of Resources leaves in the control files, or which field is refused in the last step.
 type limitCase struct {
-	name    string
-	apply   []Resources
-	want    map[string]string
+	name  string
+	apply []Resources
+	want  map[string]string
+	// real has what the kernel shows where that is not what was written.
+	real    map[string]string
 	refused string
 	kind    error
 }
@@ -76,9 +78,11 @@ func limitCasesV1() []limitCase {
 	}
 }
 
-func TestLimitsV1(t *testing.T) {
-	m := v1(t)
-	for _, c := range limitCases(1) {
+// TestLimits sets limits in the hierarchies of this host.
+func TestLimits(t *testing.T) {
+	m := hosts(t)["host"]
+	for _, c := range limitCases(m.Version()) {
+		maps.Copy(c.want, c.real)
 		t.Run(c.name, func(t *testing.T) {
 			p := name(t, m)
 			g, err := m.Create(t.Context(), p, &c.apply[0])
@@ -89,6 +93,9 @@ func TestLimitsV1(t *testing.T) {
 				err = g.Update(t.Context(), &c.apply[i])
 			}
 			c.check(t, err, func(file string) string {
+				if m.Version() == 2 {
+					file = "/" + file
+				}
 				b, _ := os.ReadFile(filepath.Join("/sys/fs/cgroup", strings.Replace(file, "/", p+"/", 1)))
 				return string(b)
 			})
@@ -120,23 +127,23 @@ func limitCasesV2() []limitCase {
 	}
 	return []limitCase{
 		{name: "cpu", apply: []Resources{{CPUShares: 1024, CPUQuota: 50000, CPUPeriod: 200000}}, want: map[string]string{"cpu.weight": "100", "cpu.max": "50000 200000"}},
-		{name: "quota alone", apply: []Resources{{CPUQuota: 50000}}, want: map[string]string{"cpu.max": "50000"}},
+		{name: "quota alone", apply: []Resources{{CPUQuota: 50000}}, want: map[string]string{"cpu.max": "50000"}, real: map[string]string{"cpu.max": "50000 100000"}},
 		{name: "period keeps the quota", apply: []Resources{{CPUQuota: 50000, CPUPeriod: 100000}, {CPUPeriod: 20000}}, want: map[string]string{"cpu.max": "50000 20000"}},
 		{name: "quota off", apply: []Resources{{CPUQuota: -1, CPUPeriod: 100000}}, want: map[string]string{"cpu.max": "max 100000"}},
 		{name: "cpuset", apply: []Resources{{CPUs: "0-1", Mems: "0"}}, want: map[string]string{"cpuset.cpus": "0-1", "cpuset.mems": "0"}},
 		{name: "memory and swap", apply: []Resources{{Memory: 8 * mib, MemorySwap: 24 * mib}}, want: memory("8388608", "16777216")},
 		{name: "no swap", apply: []Resources{{Memory: 8 * mib, MemorySwap: 8 * mib}}, want: memory("8388608", "0")},
-		{name: "memory alone", apply: []Resources{{Memory: 8 * mib}}, want: memory("8388608", "")},
+		{name: "memory alone", apply: []Resources{{Memory: 8 * mib}}, want: memory("8388608", ""), real: memory("8388608", "max")},
 		{name: "swap later", apply: []Resources{{Memory: 8 * mib}, {MemorySwap: 24 * mib}}, want: memory("8388608", "16777216")},
 		{name: "swap without memory", apply: []Resources{{MemorySwap: 24 * mib}}, refused: "memory_swap_limit_in_bytes", kind: errs.Invalid},
 		{name: "unlimited", apply: []Resources{{Memory: -1}}, want: memory("max", "max")},
 		{name: "pids", apply: []Resources{{Pids: 10}, {Pids: -1}}, want: map[string]string{"pids.max": "max"}},
 		{name: "hugepages", apply: []Resources{{Hugepages: map[string]uint64{"2MB": 4 * mib}}}, want: map[string]string{"hugetlb.2MB.max": "4194304", "hugetlb.2MB.rsvd.max": "4194304"}},
 		{name: "hugepage size", apply: []Resources{{Hugepages: map[string]uint64{"3MB": 1}}}, refused: "hugepage_limits", kind: errs.Unsupported},
-		{name: "unified", apply: []Resources{{Unified: map[string]string{"memory.high": "1000", "memory.oom.group": "1"}}}, want: map[string]string{"memory.high": "1000", "memory.oom.group": "1"}},
+		{name: "unified", apply: []Resources{{Unified: map[string]string{"memory.high": "8192", "memory.oom.group": "1"}}}, want: map[string]string{"memory.high": "8192", "memory.oom.group": "1"}},
 		{name: "unified wins", apply: []Resources{{Memory: 8 * mib, Unified: map[string]string{"memory.max": "4096"}}}, want: map[string]string{"memory.max": "4096"}},
 		{name: "unified unknown", apply: []Resources{{Unified: map[string]string{"memory.nonsense": "1"}}}, refused: "memory.nonsense", kind: errs.Invalid},
-		{name: "unified controller", apply: []Resources{{Unified: map[string]string{"rdma.max": "1"}}}, refused: "rdma", kind: errs.Unsupported},
+		{name: "unified controller", apply: []Resources{{Unified: map[string]string{"dmem.max": "1"}}}, refused: "dmem", kind: errs.Unsupported},
 	}
 }
 
@@ -176,6 +183,7 @@ func fakeV2(t *testing.T, controllers string, log *slog.Logger, files ...string)
 	return m, group
 }
 
+// TestLimitsV2 shows what is written, also on a host without version 2.
 func TestLimitsV2(t *testing.T) {
 	for _, c := range limitCases(2) {
 		t.Run(c.name, func(t *testing.T) {
@@ -254,13 +262,13 @@ func TestWeight(t *testing.T) {
 }
 
 func TestOOMKills(t *testing.T) {
-	m := v1(t)
+	m := hosts(t)["host"]
 	g := create(t, m, name(t, m), &Resources{Memory: 16 * mib, MemorySwap: 16 * mib})
 	if n, err := g.OOMKills(); n != 0 || err != nil {
 		t.Fatalf("before: %d, %v", n, err)
 	}
 	// In a group below, as a container of its own groups would have it.
-	inner := create(t, m, g.Path()+"/inner", nil)
+	inner := below(t, g, "/inner")
 	_ = run(t, inner, `x=$(head -c 64m /dev/zero | tr "\0" x)`).Wait()
 	if n, err := g.OOMKills(); n == 0 || err != nil {
 		t.Errorf("after: %d, %v", n, err)
@@ -268,13 +276,19 @@ func TestOOMKills(t *testing.T) {
 }
 
 func TestLowerMemoryBelowUsage(t *testing.T) {
-	m := v1(t)
+	m := hosts(t)["host"]
 	g := create(t, m, name(t, m), nil)
 	run(t, g, `x=$(head -c 30m /dev/zero | tr '\0' x); echo ready; exec 2>/dev/null; while :; do sleep 1000; done`)
 	until(t, "30 MiB", func() bool { s, err := g.Stats(); return err == nil && s.Memory.RSS > 30*mib })
 	err := g.Update(t.Context(), &Resources{Memory: mib, MemorySwap: mib})
 	if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "memory_limit_in_bytes") || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("a limit below what is in use: %v", err)
+	}
+	if n, err := g.OOMKills(); n != 0 || err != nil {
+		t.Errorf("%d processes were killed, %v", n, err)
+	}
+	if err := g.Update(t.Context(), &Resources{Memory: 256 * mib, MemorySwap: 256 * mib}); err != nil {
+		t.Errorf("a limit above what is in use: %v", err)
 	}
 }
 

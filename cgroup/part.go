@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Part is some processes of a group that can be told apart from the rest: they and all their descendants, wherever those flee to,
@@ -95,8 +97,11 @@ func (p *Part) Remove(ctx context.Context) error {
 	}
 	for _, pid := range pids {
 		if pid != 0 {
-			// One that has ended meanwhile can't be moved and need not be.
-			_ = h.write(p.of.path, "cgroup.procs", fmt.Sprint(pid))
+			// One that has ended meanwhile can't be moved and need not be. EBUSY: the container has handed controllers down in its own
+			// group, which can't have processes then (version 2). The part stays as long as they do.
+			if err := h.write(p.of.path, "cgroup.procs", fmt.Sprint(pid)); errors.Is(err, unix.EBUSY) {
+				return nil
+			}
 		}
 	}
 	return h.remove(ctx, p.sub.path)

@@ -106,3 +106,36 @@ func TestPartsLeftoversStay(t *testing.T) {
 		t.Errorf("it should be in the group now: %s %v", b, err)
 	}
 }
+
+// TestPartOfAGroupThatDelegates is an exec in a container that runs a service manager of its own.
+func TestPartOfAGroupThatDelegates(t *testing.T) {
+	m := hosts(t)["host"]
+	if m.Version() == 1 {
+		t.Skip("this host has cgroup v1: nothing is handed down")
+	}
+	g := create(t, m, name(t, m), nil)
+	if err := m.all[0].write(g.Path(), "cgroup.subtree_control", "+pids"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := g.Part("exec-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	joins, dir, err := p.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := runIn(t, joins, dir, "exec sleep 600")
+	if err := p.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
+		t.Errorf("a process that an exec left behind: %v", err)
+	}
+	if err := p.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := p.Remove(t.Context()); err != nil || m.all[0].exists(p.sub.path) {
+		t.Errorf("a part without processes: %v, still there %v", err, m.all[0].exists(p.sub.path))
+	}
+}

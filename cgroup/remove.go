@@ -17,16 +17,25 @@ const removeFor = 2 * time.Second
 // Remove removes the group and those below it (a privileged container may have made some) from every hierarchy. It kills
 // nothing: a group with a live process is an error, after some tries. What is gone is fine.
 func (g *Group) Remove(ctx context.Context) error {
-	if g.m.driver == Systemd && g.m.units != nil {
-		if err := g.m.units.Stop(ctx, path.Base(g.path)); err != nil {
-			return fmt.Errorf("stop unit %s: %w", path.Base(g.path), err)
-		}
+	if err := g.stopUnit(ctx); err != nil {
+		return err
 	}
 	for _, h := range g.m.all {
 		if err := h.remove(ctx, g.path); err != nil {
 			left, _ := g.PIDs()
 			return fmt.Errorf("remove cgroup: %w (processes: %v)", err, left)
 		}
+	}
+	return nil
+}
+
+// stopUnit has systemd forget the group; whoever asks has ended its processes.
+func (g *Group) stopUnit(ctx context.Context) error {
+	if g.m.driver != Systemd || g.m.units == nil {
+		return nil
+	}
+	if err := g.m.units.Stop(ctx, path.Base(g.path)); err != nil {
+		return fmt.Errorf("stop unit %s: %w", path.Base(g.path), err)
 	}
 	return nil
 }
@@ -38,7 +47,7 @@ func (g *Group) Prune(ctx context.Context) error {
 	if !g.m.ours(g.path) {
 		return nil
 	}
-	var err error
+	err := g.stopUnit(ctx)
 	for _, h := range g.m.all {
 		if e := h.remove(ctx, g.path); e != nil {
 			err = errors.Join(err, fmt.Errorf("remove pod cgroup: %w", e))
@@ -52,9 +61,6 @@ func (g *Group) Prune(ctx context.Context) error {
 		if left {
 			break
 		}
-	}
-	if err == nil && g.m.driver == Systemd && g.m.units != nil {
-		err = g.m.units.Stop(ctx, path.Base(g.path))
 	}
 	return err
 }

@@ -211,6 +211,31 @@ func (l limits) setMemoryV2() error {
 	return l.set("memory_limit_in_bytes", "memory", "memory.max", limit(l.Memory))
 }
 
+// makeRoom refuses a memory limit below what is in use. Version 1 does so itself; version 2 reclaims what it can and then kills, hence
+// the reclaiming before (memory.reclaim, Linux 5.19). What is allocated between the two is the container's risk, as at any limit.
+func (l limits) makeRoom() error {
+	if l.m.version == 1 || l.Memory <= 0 || !l.m.Has("memory") {
+		return nil
+	}
+	use := func() (over uint64) {
+		now, err := l.number("memory", "memory.current")
+		if err != nil { // what is wrong here is for apply to say
+			return 0
+		}
+		return now - min(now, uint64(l.Memory))
+	}
+	over := use()
+	if over == 0 {
+		return nil
+	}
+	// EAGAIN: less than that could be reclaimed.
+	_ = l.m.by["memory"].write(l.path, "memory.reclaim", strconv.FormatUint(over, 10))
+	if over = use(); over > 0 {
+		return errs.Newf(errs.Precondition, "set memory_limit_in_bytes: %d bytes are in use", uint64(l.Memory)+over)
+	}
+	return nil
+}
+
 func (l limits) setPids() error {
 	if l.Pids == 0 {
 		return nil

@@ -20,6 +20,8 @@ import (
 // initID names a pod's init for the keeper.
 func initID(id ID) string { return "init-" + string(id) }
 
+const initName = "start the pod's init"
+
 // startInit starts the first process of the pod's shared pid namespace and pins that namespace.
 func (m *Manager) startInit(ctx context.Context, r *record) (pid int, err error) {
 	group, err := m.o.Cgroups.Create(ctx, m.o.Cgroups.Container(r.Cgroup, string(r.ID)), nil)
@@ -40,13 +42,23 @@ func (m *Manager) startInit(ctx context.Context, r *record) (pid int, err error)
 	ctx, cancel := detached(ctx, teardownLimit)
 	defer cancel()
 	p, err := m.o.Keeper.Spawn(ctx, client.Spawn{
-		Spawn:   proto.Spawn{ID: initID(r.ID), CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup)},
-		Program: plan.Program, Files: files.Files, Name: "start the pod's init",
+		Spawn:   proto.Spawn{ID: initID(r.ID), CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup), Hold: group.Held()},
+		Program: plan.Program, Files: files.Files, Name: initName,
 	})
 	if err != nil {
 		return 0, err
 	}
 	defer p.PIDFD.Close()
+	if group.Held() {
+		if err := group.Place(ctx, p.PID); err != nil {
+			return 0, errors.Join(err, unix.PidfdSendSignal(int(p.PIDFD.Fd()), unix.SIGKILL, nil, 0))
+		}
+		released, err := m.o.Keeper.Release(ctx, initID(r.ID), initName, plan.Program)
+		if err != nil {
+			return 0, err
+		}
+		released.Close()
+	}
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", p.PID))
 	if err != nil {
 		return 0, fmt.Errorf("pin pid namespace: %w", err)
@@ -57,13 +69,16 @@ func (m *Manager) startInit(ctx context.Context, r *record) (pid int, err error)
 
 func (m *Manager) describeInit(r *record, group *cgroup.Group, files *launch.FDList) (*launch.PodInitDescription, error) {
 	d := &launch.PodInitDescription{}
-	procs, dir, err := group.Files()
-	if err != nil {
-		return nil, fmt.Errorf("open the init's cgroup: %w", err)
-	}
-	d.Dir = files.Add(dir)
-	for _, f := range procs {
-		d.Procs = append(d.Procs, files.Add(f))
+	d.Dir = launch.NoFD
+	if !group.Held() { // else it is placed from outside, while it waits at its gate
+		procs, dir, err := group.Files()
+		if err != nil {
+			return nil, fmt.Errorf("open the init's cgroup: %w", err)
+		}
+		d.Dir = files.Add(dir)
+		for _, f := range procs {
+			d.Procs = append(d.Procs, files.Add(f))
+		}
 	}
 	for kind, fd := range map[string]*launch.FD{"net": &d.NetNS, "ipc": &d.IPCNS, "uts": &d.UTSNS, "user": &d.UserNS} {
 		*fd = launch.NoFD
