@@ -83,7 +83,7 @@ func TestMounts(t *testing.T) {
 	for _, want := range []string{
 		"proc /proc proc rw,nosuid,nodev,noexec,relatime ",
 		"tmpfs /dev tmpfs rw,nosuid,", "devpts /dev/pts devpts rw,nosuid,noexec,relatime,gid=5,mode=620,ptmxmode=666 ",
-		"tmpfs /dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=65536k ", "mqueue /dev/mqueue mqueue rw,nosuid,nodev,noexec,relatime ",
+		"tmpfs /dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=65536k", "mqueue /dev/mqueue mqueue rw,nosuid,nodev,noexec,relatime ",
 		"sysfs /sys sysfs ro,nosuid,nodev,noexec,relatime ",
 	} {
 		// The tests' own /dev has no source.
