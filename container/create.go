@@ -4,8 +4,6 @@ package container
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +19,7 @@ import (
 	"crishim.dev/container/rootfs"
 	"crishim.dev/image"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/ids"
 	"crishim.dev/internal/progress"
 	"crishim.dev/internal/protodiff"
 	"crishim.dev/sandbox"
@@ -149,10 +148,7 @@ func (m *Manager) resolve(ctx context.Context, box sandbox.Sandbox, cfg *cri.Con
 	if err != nil {
 		return nil, err
 	}
-	id, err := newID()
-	if err != nil {
-		return nil, err
-	}
+	id := ID(ids.New())
 	res := &cri.LinuxContainerResources{}
 	if r := cfg.GetLinux().GetResources(); r != nil {
 		res = proto.CloneOf(r)
@@ -173,14 +169,6 @@ func imageRef(img image.Image) string {
 		return img.RepoDigests[0]
 	}
 	return img.ID
-}
-
-func newID() (ID, error) {
-	var b [32]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("make container id: %w", err)
-	}
-	return ID(hex.EncodeToString(b[:])), nil
 }
 
 // resolveProcess is the first process as request, image and pod say.

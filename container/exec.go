@@ -4,8 +4,6 @@ package container
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +16,7 @@ import (
 
 	"crishim.dev/cgroup"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/ids"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/proto"
@@ -158,12 +157,8 @@ func (m *Manager) endExec(ctx context.Context, p *running) error {
 
 // newExec names an exec and makes its part of the container's cgroup.
 func (m *Manager) newExec(r *record) (*running, error) {
-	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return nil, err
-	}
 	// The container's name is for the next daemon, should this one be killed.
-	p := &running{id: execPrefix + string(r.ID[:execOwner]) + "-" + hex.EncodeToString(b[:]), ended: make(chan proto.Exited, 1)}
+	p := &running{id: execPrefix + string(r.ID[:execOwner]) + "-" + ids.New()[:32], ended: make(chan proto.Exited, 1)}
 	group, err := m.o.Cgroups.Open(r.Cgroup)
 	if err != nil {
 		return nil, err

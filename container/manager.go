@@ -9,14 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"crishim.dev/cgroup"
 	"crishim.dev/container/process"
 	"crishim.dev/image"
-	"crishim.dev/internal/errs"
 	"crishim.dev/internal/flight"
+	"crishim.dev/internal/ids"
 	"crishim.dev/internal/keylock"
 	"crishim.dev/internal/progress"
 	"crishim.dev/keeper/client"
@@ -153,25 +152,11 @@ func listed(r *record) bool { return r.State != Creating && r.State != Removing 
 func (m *Manager) find(id string) (*record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if e := m.all[ID(id)]; e != nil && listed(e.rec) {
-		return e.rec, nil
+	e, err := ids.Find(m.all, id, "container", func(e *entry) bool { return listed(e.rec) })
+	if err != nil {
+		return nil, err
 	}
-	var found *record
-	if id != "" {
-		for full, e := range m.all {
-			if !listed(e.rec) || !strings.HasPrefix(string(full), id) {
-				continue
-			}
-			if found != nil {
-				return nil, errs.Newf(errs.Invalid, "find container %s: several ids begin so", id)
-			}
-			found = e.rec
-		}
-	}
-	if found == nil {
-		return nil, errs.Newf(errs.NotFound, "find container %q: no such container", id)
-	}
-	return found, nil
+	return e.rec, nil
 }
 
 // List gives all containers, newest first. It takes no lock that is held over I/O.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/ids"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/proto"
@@ -62,12 +63,8 @@ func (m *Manager) sockets(ctx context.Context, id ID, list []launch.Socket) ([]*
 	if err != nil {
 		return nil, err
 	}
-	unique, err := newID()
-	if err != nil {
-		return nil, err
-	}
 	p, err := m.o.Keeper.Spawn(ctx, client.Spawn{
-		Spawn:   proto.Spawn{ID: "sock-" + string(unique), CloneFlags: plan.CloneFlags, Cgroup: -1, Run: true},
+		Spawn:   proto.Spawn{ID: "sock-" + ids.New(), CloneFlags: plan.CloneFlags, Cgroup: -1, Run: true},
 		Program: plan.Program, Files: files.Files, Name: "open sockets in pod",
 	})
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,8 +17,8 @@ import (
 
 	"crishim.dev/cgroup"
 	"crishim.dev/cni"
-	"crishim.dev/internal/errs"
 	"crishim.dev/internal/flight"
+	"crishim.dev/internal/ids"
 	"crishim.dev/internal/keylock"
 	"crishim.dev/internal/progress"
 	"crishim.dev/keeper/client"
@@ -110,25 +109,7 @@ func (m *Manager) Get(id string) (Sandbox, error) {
 func (m *Manager) find(id string) (*record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if r := m.boxes[ID(id)]; r != nil && r.State != Creating {
-		return r, nil
-	}
-	var found *record
-	if id != "" {
-		for full, r := range m.boxes {
-			if r.State == Creating || !strings.HasPrefix(string(full), id) {
-				continue
-			}
-			if found != nil {
-				return nil, errs.Newf(errs.Invalid, "find pod sandbox %s: several ids begin so", id)
-			}
-			found = r
-		}
-	}
-	if found == nil {
-		return nil, errs.Newf(errs.NotFound, "find pod sandbox %q: no such sandbox", id)
-	}
-	return found, nil
+	return ids.Find(m.boxes, id, "pod sandbox", func(r *record) bool { return r.State != Creating })
 }
 
 // List gives all sandboxes, newest first. It takes no lock that is held over I/O.

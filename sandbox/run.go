@@ -4,8 +4,6 @@ package sandbox
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,6 +15,7 @@ import (
 
 	"crishim.dev/cni"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/ids"
 	"crishim.dev/internal/progress"
 	"crishim.dev/internal/protodiff"
 	"crishim.dev/keeper/client"
@@ -76,22 +75,11 @@ func (m *Manager) existingOr(id ID, key string, cfg *cri.PodSandboxConfig, handl
 	return found, nil
 }
 
-func newID() (ID, error) {
-	var b [32]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("make pod id: %w", err)
-	}
-	return ID(hex.EncodeToString(b[:])), nil
-}
-
 func (m *Manager) run(ctx context.Context, cfg *cri.PodSandboxConfig, handler string) (ID, error) {
 	if err := m.check(cfg); err != nil {
 		return "", err
 	}
-	id, err := newID()
-	if err != nil {
-		return "", err
-	}
+	id := ID(ids.New())
 	cg, err := m.o.Cgroups.Pod(cfg.GetLinux().GetCgroupParent(), string(id))
 	if err != nil {
 		return "", fmt.Errorf("run pod: linux.cgroup_parent: %w", err)
