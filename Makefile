@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 export CGO_ENABLED := 0
+# Where hack/deps puts Go on a machine that has none.
+export PATH := $(PATH):$(shell hack/tool cache)/go/bin
 BIN := bin
 # Development builds too must parse as a version: kubelet reads it.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || echo v0.0.0-dev+g$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown))
