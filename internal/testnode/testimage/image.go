@@ -33,6 +33,8 @@ const (
 	Volumes = "localhost/test/volumes:1"
 	// Configured sets everything an image's configuration can: env, entrypoint, cmd, workdir, user, labels, stop signal.
 	Configured = "localhost/test/configured:1"
+	// Capable has /capable/cat with CAP_NET_RAW as a file capability.
+	Capable = "localhost/test/capable:1"
 	// Multi is an index of this machine's platform and others.
 	Multi = "localhost/test/multi:1"
 	// Bare has one layer without a command.
@@ -195,6 +197,13 @@ func (s *set) own() error {
 		Env: append(env(), "FROM_IMAGE=image", "BOTH=image"), Entrypoint: []string{"probe", "args", "entrypoint"}, Cmd: []string{"cmd"},
 		WorkingDir: "/work/dir", User: "www-data", StopSignal: "SIGUSR1", Labels: map[string]string{"who": "test"},
 	}, s.on(File{Name: "configured"}), Configured)
+	cat, err := os.ReadFile(s.src.Busybox)
+	if err != nil {
+		return fmt.Errorf("read busybox: %w", err)
+	}
+	// With CAP_NET_RAW as a file capability: struct vfs_cap_data, revision 2, effective.
+	const netRaw = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	s.add(shell, s.on(File{Name: "capable/", Dir: true}, File{Name: "capable/cat", Mode: 0o755, Body: cat, Xattrs: map[string]string{"security.capability": netRaw}}), Capable)
 	s.add(v1.Config{}, []v1.Layer{s.layer(Gzip, File{Name: "only", Body: []byte("only")})}, Bare)
 	return s.multi(shell)
 }
