@@ -46,7 +46,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// beNode runs a node and obeys lines on standard input: "mark" takes stock. Each is answered by a line. At the end of the input the node must
+// beNode runs a node and obeys lines on standard input: "mark" takes stock, "restart" kills the daemon and starts it. Each is answered by a
+// line. At the end of the input the node must
 // be as it was when stock was taken.
 func beNode(ctx context.Context) error {
 	n, err := testnode.Start(ctx, testnode.Options{})
@@ -55,10 +56,14 @@ func beNode(ctx context.Context) error {
 	}
 	fmt.Println("ready", n.Dir)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		if err := n.Mark(ctx); err != nil {
+		do := n.Mark
+		if in.Text() == "restart" {
+			do = func(ctx context.Context) error { return n.Restart(ctx, syscall.SIGKILL) }
+		}
+		if err := do(ctx); err != nil {
 			return errors.Join(err, n.Close(ctx))
 		}
-		fmt.Println("marked")
+		fmt.Println("done")
 	}
 	for _, left := range n.Clean(ctx) {
 		err = errors.Join(err, fmt.Errorf("left behind: %s", left))
@@ -136,15 +141,21 @@ func (m *member) answer() string {
 	return strings.TrimSpace(line)
 }
 
+// tell has the node obey an order.
+func (m *member) tell(order string) {
+	m.t.Helper()
+	if _, err := io.WriteString(m.in, order+"\n"); err != nil {
+		m.t.Fatal(err)
+	}
+	if m.answer() != "done" {
+		m.t.FailNow()
+	}
+}
+
 // mark takes stock on the node.
 func (m *member) mark() {
 	m.t.Helper()
-	if _, err := io.WriteString(m.in, "mark\n"); err != nil {
-		m.t.Fatal(err)
-	}
-	if m.answer() != "marked" {
-		m.t.FailNow()
-	}
+	m.tell("mark")
 }
 
 // stop ends the node, which says what is left behind on it.

@@ -79,6 +79,7 @@ func TestThirdParty(t *testing.T) {
 	if _, err := n.Runtime.StopPodSandbox(kit.Context(t), &cri.StopPodSandboxRequest{PodSandboxId: stuck.ID}); err == nil {
 		t.Error("stop succeeds though the plugin fails")
 	}
+	n.tell("restart") // the next daemon goes on with it
 	n.plugin("third", script+"exit 0")
 	kit.Until(t, func() error {
 		if _, err := os.Stat(filepath.Join(n.Dir, "lib/network", stuck.ID)); err == nil {
