@@ -179,7 +179,7 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 		})
 	}
 	gateways := conf.gateways(res)
-	br, err := h.ensureBridge(conf, gateways)
+	br, gateway, err := h.ensureBridge(conf, gateways)
 	if err != nil {
 		return nil, err
 	}
@@ -217,6 +217,9 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 		{Name: br.Name, Mac: br.MAC.String()},
 		{Name: veth.Name, Mac: veth.MAC.String()},
 		{Name: c.IfName, Mac: eth.MAC.String(), Sandbox: c.NetNS},
+	}
+	if gateway.Name != br.Name {
+		res.Interfaces = append(res.Interfaces, &current.Interface{Name: gateway.Name, Mac: gateway.MAC.String()})
 	}
 	for _, ip := range res.IPs {
 		ip.Interface = new(2)

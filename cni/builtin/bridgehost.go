@@ -30,44 +30,45 @@ func validName(ifname string) error {
 	return nil
 }
 
-// ensureBridge gives the bridge, made and set right when it is missing or not as configured. It looks each time: the bridge may have
-// been deleted, and that costs a fiftieth of what follows.
-func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (rtnl.Link, error) {
+// ensureBridge gives the bridge, made and set right when it is missing or not as configured, and the interface that has the gateways'
+// addresses: the bridge, or with a VLAN one of its own. It looks each time: the bridge may have been deleted, and that costs a fraction of
+// what follows.
+func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (br, gateway rtnl.Link, err error) {
 	h.bridge.Lock()
 	defer h.bridge.Unlock()
-	br, err := h.rt.Link(conf.Bridge)
+	br, err = h.rt.Link(conf.Bridge)
 	if errors.Is(err, unix.ENODEV) {
 		if err := createBridge(conf); err != nil {
-			return br, err
+			return br, br, err
 		}
 		br, err = h.rt.Link(conf.Bridge)
 	}
 	if err != nil {
-		return br, err
+		return br, br, err
 	}
 	if br.Kind != "bridge" {
-		return br, errs.Newf(errs.Precondition, "interface %s exists and is not a bridge", conf.Bridge)
+		return br, br, errs.Newf(errs.Precondition, "interface %s exists and is not a bridge", conf.Bridge)
 	}
 	if !br.Up {
 		if err := h.rt.Do(rtnl.SetUp(br.Name, true)); err != nil {
-			return br, err
+			return br, br, err
 		}
 	}
 	if conf.PromiscMode && !br.Promis {
 		if err := netlink.SetPromiscOn(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br.Name, Index: br.Index}}); err != nil {
-			return br, fmt.Errorf("set bridge %s promiscuous: %w", br.Name, err)
+			return br, br, fmt.Errorf("set bridge %s promiscuous: %w", br.Name, err)
 		}
 	}
-	on := br
+	gateway = br
 	if conf.VLAN != 0 && len(own) > 0 {
-		if on, err = ensureVLANPort(h, conf, br); err != nil {
-			return br, err
+		if gateway, err = ensureVLANPort(h, conf, br); err != nil {
+			return br, br, err
 		}
 	}
-	if err := h.ensureAddrs(on, conf.ForceAddress, own); err != nil {
-		return br, err
+	if err := h.ensureAddrs(gateway, conf.ForceAddress, own); err != nil {
+		return br, br, err
 	}
-	return br, enableForwarding(own)
+	return br, gateway, enableForwarding(own)
 }
 
 // createBridge makes the bridge with an address of its own choice: with a given one it does not take over that of whichever port is

@@ -47,8 +47,7 @@ func TestMain(m *testing.M) {
 }
 
 // beNode runs a node and obeys lines on standard input: "mark" takes stock, "restart" kills the daemon and starts it. Each is answered by a
-// line. At the end of the input the node must
-// be as it was when stock was taken.
+// line. At the end of the input the node must be as it was when stock was taken.
 func beNode(ctx context.Context) error {
 	n, err := testnode.Start(ctx, testnode.Options{})
 	if err != nil {
