@@ -36,7 +36,17 @@ func awaitProof(ctx context.Context, on *rtnl.Conn, l rtnl.Link) error {
 // awaitReady waits until packets get to the pod and from it. The kernel leaves the last steps to workers: both ends of the pair notice
 // their carrier, then the bridge forwards and IPv6 is set up; an IPv6 address joins the group in which neighbours look for it. As a rule
 // all is done before we ask, but under load a pod's first packets would be lost, a DNS query perhaps.
-func (h *Host) awaitReady(ctx context.Context, port string, pod *rtnl.Conn, eth rtnl.Link, res *current.Result) error {
+func (h *Host) awaitReady(ctx context.Context, conf *bridgeConf, port string, pod *rtnl.Conn, eth rtnl.Link, res *current.Result) error {
+	if conf.DisableContainerInterface {
+		return nil
+	}
+	if err := h.awaitTraffic(ctx, port, pod, eth, res); err != nil || !conf.EnableDAD {
+		return err
+	}
+	return awaitProof(ctx, pod, eth)
+}
+
+func (h *Host) awaitTraffic(ctx context.Context, port string, pod *rtnl.Conn, eth rtnl.Link, res *current.Result) error {
 	ctx, cancel := context.WithTimeout(ctx, portPatience)
 	defer cancel()
 	if err := awaitRunning(ctx, pod, eth.Name); err != nil {

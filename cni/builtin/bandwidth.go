@@ -13,9 +13,9 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/cni/builtin/shape"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/undo"
 )
@@ -33,9 +33,6 @@ type bandwidthConf struct {
 	header
 	rates
 }
-
-// tbfLatency is how long a packet may wait in a queue, in µs.
-const tbfLatency = 25000
 
 func checkBandwidth(config []byte) error {
 	conf, err := parseBandwidth(&Call{Config: config})
@@ -118,7 +115,7 @@ func bandwidthAdd(h *Host, c *Call, conf *bandwidthConf) (_ types.Result, err er
 		return nil, err
 	}
 	if conf.IngressRate > 0 {
-		if err := addTBF(host, conf.IngressRate, conf.IngressBurst); err != nil {
+		if err := shape.Limit(asLink(host), conf.IngressRate, conf.IngressBurst); err != nil {
 			return nil, err
 		}
 	}
@@ -135,10 +132,10 @@ func bandwidthAdd(h *Host, c *Call, conf *bandwidthConf) (_ types.Result, err er
 	if err != nil {
 		return nil, err
 	}
-	if err := redirect(host, l); err != nil {
+	if err := shape.Redirect(asLink(host), asLink(l)); err != nil {
 		return nil, err
 	}
-	if err := addTBF(l, conf.EgressRate, conf.EgressBurst); err != nil {
+	if err := shape.Limit(asLink(l), conf.EgressRate, conf.EgressBurst); err != nil {
 		return nil, err
 	}
 	prev.Interfaces = append(prev.Interfaces, &current.Interface{Name: name, Mac: l.MAC.String()})
@@ -179,40 +176,6 @@ func ifbName(network, container string) string {
 	return "bwp" + hex.EncodeToString(sum[:])[:12]
 }
 
-// tbf is a token bucket. The kernel wants the burst as the time it takes, in ticks.
-func tbf(index int, rate, burst uint64) *netlink.Tbf {
-	rate, burst = rate/8, burst/8
-	ticks := uint32(float64(uint32(float64(burst)*float64(netlink.TIME_UNITS_PER_SEC)/float64(rate))) * netlink.TickInUsec())
-	return &netlink.Tbf{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
-		Rate:       rate, Buffer: ticks, Limit: uint32(float64(rate)*tbfLatency/float64(netlink.TIME_UNITS_PER_SEC)) + uint32(burst),
-	}
-}
-
-func addTBF(l rtnl.Link, rate, burst uint64) error {
-	if err := netlink.QdiscAdd(tbf(l.Index, rate, burst)); err != nil {
-		return fmt.Errorf("limit bandwidth of %s: %w", l.Name, err)
-	}
-	return nil
-}
-
-// redirect sends what arrives at one interface through another.
-func redirect(from, to rtnl.Link) error {
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
-	if err := netlink.QdiscAdd(ingress); err != nil {
-		return fmt.Errorf("limit bandwidth of %s: %w", from.Name, err)
-	}
-	filter := &netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Index, Parent: ingress.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
-		ClassId:     netlink.MakeHandle(1, 1), RedirIndex: to.Index,
-		Actions: []netlink.Action{&netlink.MirredAction{MirredAction: netlink.TCA_EGRESS_REDIR, Ifindex: to.Index}},
-	}
-	if err := netlink.FilterAdd(filter); err != nil {
-		return fmt.Errorf("limit bandwidth of %s: %w", from.Name, err)
-	}
-	return nil
-}
-
 func bandwidthDel(h *Host, c *Call, conf *bandwidthConf) error {
 	if conf.rates == (rates{}) && conf.Capabilities["bandwidth"] {
 		return nil // there was no limit
@@ -238,7 +201,7 @@ func bandwidthCheck(h *Host, c *Call, conf *bandwidthConf) error {
 		return err
 	}
 	if conf.IngressRate > 0 {
-		if err := checkTBF(host, conf.IngressRate, conf.IngressBurst); err != nil {
+		if err := shape.Check(asLink(host), conf.IngressRate, conf.IngressBurst); err != nil {
 			return err
 		}
 	}
@@ -249,22 +212,5 @@ func bandwidthCheck(h *Host, c *Call, conf *bandwidthConf) error {
 	if err != nil {
 		return err
 	}
-	return checkTBF(l, conf.EgressRate, conf.EgressBurst)
-}
-
-func checkTBF(l rtnl.Link, rate, burst uint64) error {
-	qdiscs, err := netlink.QdiscList(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: l.Index}})
-	if err != nil {
-		return fmt.Errorf("read bandwidth limit of %s: %w", l.Name, err)
-	}
-	want := tbf(l.Index, rate, burst)
-	for _, q := range qdiscs {
-		if have, ok := q.(*netlink.Tbf); ok {
-			if have.Rate != want.Rate || have.Limit != want.Limit || have.Buffer != want.Buffer {
-				return errs.Newf(errs.Precondition, "the bandwidth limit of %s is another", l.Name)
-			}
-			return nil
-		}
-	}
-	return errs.Newf(errs.Precondition, "interface %s has no bandwidth limit", l.Name)
+	return shape.Check(asLink(l), conf.EgressRate, conf.EgressBurst)
 }

@@ -20,6 +20,7 @@ import (
 
 	"crishim.dev/cni/builtin/lease"
 	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/cni/builtin/vlan"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/undo"
 )
@@ -40,10 +41,10 @@ type bridgeConf struct {
 	PortIsolation    bool    `json:"portIsolation"`
 	MACSpoofCheck    bool    `json:"macspoofchk"`
 
-	VLAN                      int         `json:"vlan"`
-	VLANTrunk                 []vlanRange `json:"vlanTrunk"`
-	PreserveDefaultVLAN       bool        `json:"preserveDefaultVlan"`
-	DisableContainerInterface bool        `json:"disableContainerInterface"`
+	VLAN                      int          `json:"vlan"`
+	VLANTrunk                 []vlan.Range `json:"vlanTrunk"`
+	PreserveDefaultVLAN       bool         `json:"preserveDefaultVlan"`
+	DisableContainerInterface bool         `json:"disableContainerInterface"`
 
 	ipam struct {
 		Type string `json:"type"`
@@ -96,7 +97,7 @@ func (conf *bridgeConf) validate() error {
 	if conf.DisableContainerInterface && conf.ipam.Type != "" {
 		return errs.Newf(errs.Invalid, "cannot use IPAM when DisableContainerInterface flag is set")
 	}
-	return errors.Join(prefixed("bridge", validName(conf.Bridge)), conf.checkVLANs())
+	return errors.Join(prefixed("bridge", validName(conf.Bridge)), conf.vlans().Validate())
 }
 
 // readMAC takes the address for the pod's end from CNI_ARGS, args or the runtime; the later wins.
@@ -203,15 +204,8 @@ func (h *Host) bridgeAdd(ctx context.Context, c *Call, conf *bridgeConf) (_ *cur
 	if err := h.masquerade(conf, res); err != nil {
 		return nil, err
 	}
-	if conf.DisableContainerInterface {
-		// nothing to wait for
-	} else if err := h.awaitReady(ctx, veth.Name, pod, eth, res); err != nil {
+	if err := h.awaitReady(ctx, conf, veth.Name, pod, eth, res); err != nil {
 		return nil, err
-	}
-	if conf.EnableDAD {
-		if err := awaitProof(ctx, pod, eth); err != nil {
-			return nil, err
-		}
 	}
 	res.Interfaces = []*current.Interface{
 		{Name: br.Name, Mac: br.MAC.String()},

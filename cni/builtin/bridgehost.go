@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/cni/builtin/rtnl"
+	"crishim.dev/cni/builtin/sysctl"
 	"crishim.dev/internal/errs"
 )
 
@@ -55,7 +56,7 @@ func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (br, gateway r
 		}
 	}
 	if conf.PromiscMode && !br.Promis {
-		if err := netlink.SetPromiscOn(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: br.Name, Index: br.Index}}); err != nil {
+		if err := netlink.SetPromiscOn(asLink(br)); err != nil {
 			return br, br, fmt.Errorf("set bridge %s promiscuous: %w", br.Name, err)
 		}
 	}
@@ -68,7 +69,7 @@ func (h *Host) ensureBridge(conf *bridgeConf, own []netip.Prefix) (br, gateway r
 	if err := h.ensureAddrs(gateway, conf.ForceAddress, own); err != nil {
 		return br, br, err
 	}
-	return br, gateway, enableForwarding(own)
+	return br, gateway, sysctl.Forward(own)
 }
 
 // createBridge makes the bridge with an address of its own choice: with a given one it does not take over that of whichever port is
@@ -95,7 +96,7 @@ func createBridge(conf *bridgeConf) error {
 	// The routes of this interface are ours: a pod that sends router advertisements must not change them. Without duplicate address detection
 	// its link-local address works at once: until then the kernel could not ask for the neighbours of forwarded packets.
 	for _, s := range []string{"accept_ra", "accept_dad"} {
-		if err := writeSysctl("net/ipv6/conf/"+conf.Bridge+"/"+s, "0"); err != nil && !errors.Is(err, os.ErrNotExist) { // no IPv6 here
+		if err := sysctl.Write("net/ipv6/conf/"+conf.Bridge+"/"+s, "0"); err != nil && !errors.Is(err, os.ErrNotExist) { // no IPv6 here
 			return err
 		}
 	}
@@ -141,76 +142,12 @@ func isOurs(own []netip.Prefix, a netip.Prefix) bool {
 	return slices.Contains(own, a)
 }
 
-// enableForwarding lets this network namespace route for the families of the addresses.
-func enableForwarding(own []netip.Prefix) error {
-	done := map[bool]bool{}
-	for _, a := range own {
-		v4 := a.Addr().Is4()
-		if done[v4] {
-			continue
-		}
-		done[v4] = true
-		name := "net/ipv6/conf/all/forwarding"
-		if v4 {
-			name = "net/ipv4/ip_forward"
-		}
-		if on, err := readSysctl(name); err != nil || on == "1" {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		if !v4 {
-			if err := keepRouters(); err != nil {
-				return err
-			}
-		}
-		if err := writeSysctl(name, "1"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// keepRouters raises accept_ra from 1 to 2 everywhere: with forwarding on, 1 means "ignore", and a host that learned its default route
-// from a router would lose it when the route expires.
-func keepRouters() error {
-	names, err := os.ReadDir("/proc/sys/net/ipv6/conf")
-	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
-	}
-	for _, n := range names {
-		if n.Name() == "all" || n.Name() == "default" {
-			continue
-		}
-		name := "net/ipv6/conf/" + n.Name() + "/accept_ra"
-		v, err := readSysctl(name)
-		if err == nil && v == "1" {
-			err = writeSysctl(name, "2")
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func readSysctl(name string) (string, error) {
-	b, err := os.ReadFile("/proc/sys/" + name)
-	if err != nil {
-		return "", fmt.Errorf("read sysctl %s: %w", name, err)
-	}
-	return string(bytes.TrimSpace(b)), nil
-}
-
-func writeSysctl(name, value string) error {
-	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
-		return fmt.Errorf("set sysctl %s=%s: %w", name, value, err)
-	}
-	return nil
-}
-
 func sameMAC(a net.HardwareAddr, text string) bool {
 	b, err := net.ParseMAC(text)
 	return text == "" || err == nil && bytes.Equal(a, b)
+}
+
+// asLink is an interface as package netlink wants it.
+func asLink(l rtnl.Link) netlink.Link {
+	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: l.Name, Index: l.Index}, LinkType: l.Kind}
 }

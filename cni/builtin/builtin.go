@@ -7,8 +7,8 @@
 // namespace and is passed in: nothing here enters a namespace. A plugin serves a configuration only when it understands every key of it
 // (Host.Understands); for others the caller runs the binary of that name.
 //
-// Neighbours: rtnl (messages to the kernel), lease (addresses), nat (masquerading, host ports). Package cni above chains plugins, keeps
-// their results and runs external ones.
+// Neighbours: rtnl (messages to the kernel), lease (addresses), nat (masquerading, host ports), overlay, vlan, shape (bandwidth), firewalld,
+// sysctl. Package cni above chains plugins, keeps their results and runs external ones.
 package builtin
 
 import (
@@ -49,7 +49,7 @@ type Host struct {
 	opts Options
 	rt   *rtnl.Conn
 	nat  *nat.Table
-	old  *stale
+	old  *nat.Stale
 	over *overlay.Set
 
 	mu     sync.Mutex // guards stores
@@ -70,13 +70,13 @@ func Open(o Options) (*Host, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	old := &stale{warn: func(err error) { o.Log.Warn("former traffic of a host port may go on", "error", err) }}
+	old := &nat.Stale{Warn: func(err error) { o.Log.Warn("former traffic of a host port may go on", "error", err) }}
 	return &Host{opts: o, rt: rt, nat: table, old: old, over: overlay.New(o.Log), stores: map[string]*lease.Store{}}, nil
 }
 
 // Close ends the connections; what was set up stays.
 func (h *Host) Close() error {
-	h.old.wait()
+	h.old.Wait()
 	h.over.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()

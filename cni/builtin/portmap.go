@@ -132,7 +132,7 @@ func portmapAdd(h *Host, c *Call, conf *portmapConf, prev *current.Result) error
 	if err := h.nat.Publish(c.Container, ports, live); err != nil {
 		return err
 	}
-	h.old.drop(ports)
+	h.old.Drop(ports)
 	return reachable(h, prev)
 }
 

@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package builtin
+package nat
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"crishim.dev/cni/builtin/nat"
 )
 
-// stale drops connection tracking entries that would keep sending a host port's traffic to where it went before: to the pod that had the
+// Stale drops connection tracking entries that would keep sending a host port's traffic to where it went before: to the pod that had the
 // port, or to the host itself. For UDP they live as long as the client sends. It reads the whole table, so it works in the background,
-// for all ports at once that have gathered.
-type stale struct {
-	warn func(error)
+// for all ports at once that have gathered. Safe for concurrent use.
+type Stale struct {
+	// Warn is called when that fails.
+	Warn func(error)
 
 	mu      sync.Mutex // guards what is below
-	ports   []nat.Port
+	ports   []Port
 	going   bool
 	workers sync.WaitGroup
 }
 
-func (s *stale) drop(ports []nat.Port) {
+// Drop has the entries of these ports dropped, and returns at once.
+func (s *Stale) Drop(ports []Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range ports {
@@ -39,10 +40,10 @@ func (s *stale) drop(ports []nat.Port) {
 	}
 }
 
-// wait returns when nothing is left to drop.
-func (s *stale) wait() { s.workers.Wait() }
+// Wait returns when nothing is left to drop.
+func (s *Stale) Wait() { s.workers.Wait() }
 
-func (s *stale) work() {
+func (s *Stale) work() {
 	for {
 		s.mu.Lock()
 		batch := s.ports
@@ -54,13 +55,13 @@ func (s *stale) work() {
 		}
 		s.mu.Unlock()
 		if err := dropFlows(batch); err != nil {
-			s.warn(err)
+			s.Warn(err)
 		}
 	}
 }
 
-func dropFlows(ports []nat.Port) error {
-	f := &flows{to: map[uint16][]nat.Port{}, own: map[netip.Addr]bool{}}
+func dropFlows(ports []Port) error {
+	f := &flows{to: map[uint16][]Port{}, own: map[netip.Addr]bool{}}
 	for _, p := range ports {
 		f.to[p.HostPort] = append(f.to[p.HostPort], p)
 	}
@@ -70,12 +71,14 @@ func dropFlows(ports []nat.Port) error {
 	}
 	for _, a := range addrs {
 		if n, ok := a.(*net.IPNet); ok {
-			f.own[prefixOf(*n).Addr()] = true
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				f.own[ip.Unmap()] = true
+			}
 		}
 	}
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
-			return prefixed("drop tracked connections of host ports", err)
+			return fmt.Errorf("drop tracked connections of host ports: %w", err)
 		}
 	}
 	return nil
@@ -83,7 +86,7 @@ func dropFlows(ports []nat.Port) error {
 
 // flows matches tracked connections to a published port of the host that are not answered by the pod it is published for.
 type flows struct {
-	to  map[uint16][]nat.Port
+	to  map[uint16][]Port
 	own map[netip.Addr]bool
 }
 
