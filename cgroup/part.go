@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,21 +90,28 @@ func (p *Part) Kill(ctx context.Context) error { return p.sub.Kill(ctx) }
 func (p *Part) Remove(ctx context.Context) error {
 	h := p.sub.m.all[0]
 	err := gone(h.rmdir(p.sub.path))
-	if !busy(err) {
-		return err
-	}
-	pids, err := p.sub.PIDs()
-	if err != nil {
-		return gone(err)
-	}
-	for _, pid := range pids {
-		if pid != 0 {
+	deadline := time.Now().Add(removeFor)
+	// In rounds: a process that was listed may have ended, and its child be there instead.
+	for wait := 50 * time.Microsecond; busy(err) && time.Now().Before(deadline); wait = min(2*wait, step) {
+		pids, e := p.sub.PIDs()
+		if e != nil {
+			return gone(e)
+		}
+		for _, pid := range pids {
+			if pid == 0 {
+				continue
+			}
 			// One that has ended meanwhile can't be moved and need not be. EBUSY: the container has handed controllers down in its own
 			// group, which can't have processes then (version 2). The part stays as long as they do.
-			if err := h.write(p.of.path, "cgroup.procs", fmt.Sprint(pid)); errors.Is(err, unix.EBUSY) {
+			if e := h.write(p.of.path, "cgroup.procs", strconv.Itoa(pid)); errors.Is(e, unix.EBUSY) {
 				return nil
 			}
 		}
+		if err = h.rmtree(p.sub.path); busy(err) && len(pids) == 0 { // those that are on their way out take a moment
+			if e := sleep(ctx, wait); e != nil {
+				return errors.Join(err, e)
+			}
+		}
 	}
-	return h.remove(ctx, p.sub.path)
+	return err
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -137,5 +138,52 @@ func TestPartOfAGroupThatDelegates(t *testing.T) {
 	}
 	if err := p.Remove(t.Context()); err != nil || m.all[0].exists(p.sub.path) {
 		t.Errorf("a part without processes: %v, still there %v", err, m.all[0].exists(p.sub.path))
+	}
+}
+
+// TestPartsRestlessLeftoversStay: processes that only fork and end are never all listed at one moment; they are moved all the same.
+func TestPartsRestlessLeftoversStay(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("making cgroups needs root")
+	}
+	m, err := New(Options{Driver: Cgroupfs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	g, err := m.Create(t.Context(), "/shimtest-restless-"+strconv.Itoa(os.Getpid()), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := g.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	for i := range 5 {
+		p, err := g.Part("exec-" + strconv.Itoa(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		joins, dir, err := p.Files()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := runIn(t, joins, dir, "relay() { relay & }; relay; relay; relay; relay; exec sleep 600")
+		until(t, "the first of the relay", func() bool {
+			pids, err := p.sub.PIDs()
+			return err == nil && len(pids) > 1
+		})
+		began := time.Now()
+		if err := p.Remove(t.Context()); err != nil {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		if err := g.Kill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
 	}
 }

@@ -89,20 +89,25 @@ func (h *hierarchy) remove(ctx context.Context, p string) error {
 	err := gone(h.rmdir(p))
 	deadline := time.Now().Add(removeFor)
 	for wait := 50 * time.Microsecond; busy(err) && time.Now().Before(deadline); wait = min(2*wait, step) {
-		var below []string
-		if e := h.walk(p, func(c string) error { below = append(below, c); return nil }); e != nil {
-			return e
-		}
-		for _, c := range slices.Backward(below) {
-			if err = gone(h.rmdir(c)); err != nil {
-				break
-			}
-		}
-		if busy(err) {
+		if err = h.rmtree(p); busy(err) {
 			if e := sleep(ctx, wait); e != nil {
 				return errors.Join(err, e)
 			}
 		}
 	}
 	return err
+}
+
+// rmtree removes a group and those below it, once.
+func (h *hierarchy) rmtree(p string) error {
+	var below []string
+	if err := h.walk(p, func(c string) error { below = append(below, c); return nil }); err != nil {
+		return err
+	}
+	for _, c := range slices.Backward(below) {
+		if err := gone(h.rmdir(c)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
