@@ -7,9 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -143,6 +145,19 @@ func TestKubelet06_NamedErrors(t *testing.T) {
 	_, err := n.Images.PullImage(kit.Context(t), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "127.0.0.1:1/nobody/listens:1"}})
 	if s := status.Convert(err); err == nil || s.Code() != codes.Unknown || !strings.HasPrefix(s.Message(), "RegistryUnavailable: ") {
 		t.Errorf("pull from a registry that is down: %v; want RegistryUnavailable", err)
+	}
+	// The node's signature policy forbids this repository.
+	ref := "localhost/forbidden/" + kit.Unique(t) + ":1"
+	img, err := testimage.Build(runtime.GOARCH, v1.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Registry.Push(kit.Context(t), testimage.Image{Refs: []string{ref}, Image: img}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = pull(t, n, ref)
+	if s := status.Convert(err); err == nil || s.Code() != codes.Unknown || !strings.HasPrefix(s.Message(), "SignatureValidationFailed: ") {
+		t.Errorf("pull of what the policy rejects: %v; want SignatureValidationFailed", err)
 	}
 }
 

@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -21,8 +23,24 @@ var shared *testnode.Node
 // handler is a RuntimeClass's, besides the default one.
 const handler = "[runtime.handlers.fast]\ntype = \"shim\"\n"
 
-func TestMain(m *testing.M) {
-	os.Exit(kit.Main(m, testnode.Options{Config: handler}, func(n *testnode.Node) { shared = n }))
+// policy is the node's signature policy.
+const policy = "default = \"accept\"\n[[rule]]\nmatch = \"localhost/forbidden\"\npolicy = \"reject\"\n"
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	f, err := os.CreateTemp("", "shim-policy-*.toml")
+	if err == nil {
+		defer os.Remove(f.Name())
+		_, err = f.WriteString(policy)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	config := handler + fmt.Sprintf("[image]\npolicy_file = %q\n", f.Name())
+	return kit.Main(m, testnode.Options{Config: config}, func(n *testnode.Node) { shared = n })
 }
 
 // node is the package's node, for a test that may run beside others.

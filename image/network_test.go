@@ -187,6 +187,17 @@ func TestMirrors(t *testing.T) {
 	})
 	_, err := strict.Pull(t.Context(), "reg.example/app:only", nil)
 	wantKind(t, err, errs.NotFound)
+	// A mirror that is busy is passed by: the registry may answer sooner.
+	mirror.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			w.Header().Set("Retry-After", "60")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+		return strings.Contains(r.URL.Path, "/manifests/")
+	})
+	up.Push(t, "app", "busy", img)
+	mirror.Push(t, "app", "busy", img)
+	n.pull(t, "reg.example/app:busy", nil)
 	hosts(t, dir, "bad.example", "nonsense = 1\n")
 	_, err = n.Pull(t.Context(), "bad.example/app:v", nil)
 	wantKind(t, err, errs.Invalid, "bad.example/hosts.toml")

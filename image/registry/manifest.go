@@ -137,11 +137,16 @@ func (r *Repository) more(from int, version string) bool {
 func (r *Repository) each(ctx context.Context, version string, ask func(*endpoint) error) error {
 	var all []string
 	var last error
-	for _, e := range r.endpoints {
+	for i, e := range r.endpoints {
 		if e.skips(version) != "" {
 			continue
 		}
-		err := r.retry(ctx, func() error { return ask(e) })
+		var err error
+		if r.more(i+1, version) {
+			err = ask(e) // another may answer sooner than this one does again
+		} else {
+			err = r.retry(ctx, func() error { return ask(e) })
+		}
 		if err == nil {
 			return nil
 		}
