@@ -17,7 +17,6 @@ import (
 	"crishim.dev/cgroup"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/ids"
-	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/proto"
 	"crishim.dev/stream"
@@ -124,15 +123,12 @@ func (m *Manager) startExec(ctx context.Context, id ID, cmd []string, tty bool, 
 	}
 	l := &launching{m: m, r: r}
 	defer l.close()
-	plan, err := l.planExec(p.part, pidfd, cmd, tty, pipes)
+	d, err := l.describeExec(p.part, pidfd, cmd, tty, pipes)
 	if err != nil {
 		m.dropExec(p)
 		return nil, fmt.Errorf("exec in container %s: %w", r.name(), err)
 	}
-	proc, err := m.o.Keeper.Spawn(ctx, client.Spawn{
-		Spawn:   proto.Spawn{ID: p.id, CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup)},
-		Program: plan.Program, Files: l.files.Files, Name: "exec in container " + r.name(),
-	})
+	proc, err := m.handler.Exec(ctx, Exec{ID: p.id, Name: "exec in container " + r.name(), Description: d, Files: l.files.Files})
 	if err != nil {
 		return nil, errors.Join(err, m.endExec(ctx, p))
 	}
@@ -172,8 +168,8 @@ func (m *Manager) newExec(r *record) (*running, error) {
 	return p, nil
 }
 
-// planExec gives the process what the container's first has: cgroup, user, capabilities, seccomp, oom_score_adj (KUBELET.md 20).
-func (l *launching) planExec(part *cgroup.Part, pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.Plan, error) {
+// describeExec gives the process what the container's first has: cgroup, user, capabilities, seccomp, oom_score_adj (KUBELET.md 20).
+func (l *launching) describeExec(part *cgroup.Part, pidfd *os.File, cmd []string, tty bool, pipes *pipes) (*launch.ExecDescription, error) {
 	box, err := l.m.o.Sandboxes.Get(string(l.r.Sandbox))
 	if err != nil {
 		return nil, err
@@ -210,7 +206,7 @@ func (l *launching) planExec(part *cgroup.Part, pidfd *os.File, cmd []string, tt
 	_, d.UserNS = box.Users()
 	d.HostNet, d.HostUTS, d.HostIPC = box.HostNetwork(), box.HostNetwork(), box.HostIPC()
 	d.HostPID = pidMode(l.r.Config) == cri.NamespaceMode_NODE
-	return launch.Exec(d, l.m.o.Facts)
+	return d, nil
 }
 
 func duplicate(f *os.File) (*os.File, error) {

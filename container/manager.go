@@ -102,6 +102,8 @@ type Manager struct {
 	creates  flight.Group[string, ID]
 	starts   flight.Group[ID, struct{}]
 	accounts process.AccountsCache
+	// handler makes processes; all RuntimeClasses that can be configured are shim's own.
+	handler Handler
 	// underWay is what Activities tells.
 	underWay progress.Table
 	warned   warnings
@@ -133,7 +135,7 @@ type entry struct {
 // New makes a Manager without containers; Recover brings back those of before.
 func New(o Options) *Manager {
 	return &Manager{
-		o: o, all: map[ID]*entry{}, names: map[string]ID{}, execs: map[string]chan proto.Exited{},
+		o: o, handler: programs{o.Keeper, o.Facts}, all: map[ID]*entry{}, names: map[string]ID{}, execs: map[string]chan proto.Exited{},
 		warned: warnings{log: o.Log}, defaultProfile: seccomp.Default(),
 	}
 }

@@ -20,7 +20,6 @@ import (
 	"crishim.dev/internal/progress"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
-	"crishim.dev/proto"
 	"crishim.dev/sandbox"
 	"crishim.dev/snapshot"
 )
@@ -157,31 +156,11 @@ func (m *Manager) launch(ctx context.Context, r *record, box sandbox.Sandbox) (*
 	if log != nil {
 		defer log.Close()
 	}
-	plan, err := launch.Container(d, m.o.Facts)
-	if err != nil {
-		return nil, err
-	}
 	progress.Stage(ctx, "run the launch program")
-	return l.spawn(ctx, client.Spawn{
-		Spawn: proto.Spawn{
-			ID: string(r.ID), CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup), Log: log != nil, Hold: l.group.Held(),
-			Stdin: d.Stdin, Stdout: d.Stdout, Stderr: d.Stderr, StdinOnce: r.Config.GetStdinOnce(),
-		},
-		Program: plan.Program, Log: log, Files: l.files.Files, Name: "start container " + r.name(),
+	return m.handler.Start(ctx, Start{
+		ID: string(r.ID), Name: "start container " + r.name(), Description: d, Files: l.files.Files,
+		Group: l.group, Log: log, StdinOnce: r.Config.GetStdinOnce(),
 	})
-}
-
-// spawn runs the program; a held one is placed into its cgroup by its pid first.
-func (l *launching) spawn(ctx context.Context, s client.Spawn) (*client.Process, error) {
-	p, err := l.m.o.Keeper.Spawn(ctx, s)
-	if err != nil || !s.Hold {
-		return p, err
-	}
-	defer p.PIDFD.Close()
-	if err := l.group.Place(ctx, p.PID); err != nil {
-		return nil, errors.Join(err, unix.PidfdSendSignal(int(p.PIDFD.Fd()), unix.SIGKILL, nil, 0))
-	}
-	return l.m.o.Keeper.Release(ctx, s.ID, s.Name, s.Program)
 }
 
 // describe is the part of the description that needs nothing opened.

@@ -83,7 +83,7 @@ func TestWhy(t *testing.T) {
 	if out, err := n.Shim(kit.Context(t), "why", kit.RunPod(t, n).ID); err != nil || !strings.Contains(out, "Nothing is under way.") || !strings.Contains(out, ": ready") {
 		t.Errorf("why of another pod: %q, %v", out, err)
 	}
-	if out, err := n.Shim(kit.Context(t), "why", strings.Repeat("0", 64)); err == nil || !strings.Contains(err.Error(), "no such sandbox") {
+	if out, err := n.Shim(kit.Context(t), "why", strings.Repeat("0", 64)); err == nil || !strings.Contains(err.Error(), "no such pod sandbox") {
 		t.Errorf("why of an unknown pod: %q, %v", out, err)
 	}
 	c.Stop(0)

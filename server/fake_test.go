@@ -153,7 +153,7 @@ func (n fakePods) Get(id string) (sandbox.Sandbox, error) {
 			return p, nil
 		}
 	}
-	return sandbox.Sandbox{}, errs.Newf(errs.NotFound, "find pod sandbox %q: no such sandbox", id)
+	return sandbox.Sandbox{}, errs.Newf(errs.NotFound, "find pod sandbox %q: no such pod sandbox", id)
 }
 
 func (n fakePods) List() []sandbox.Sandbox {
