@@ -68,6 +68,10 @@ mutate: deps build ## drop each field of each CRI request: the test that docs/cr
 bench: deps build ## time every RPC on a throw-away node; COUNT pods (50)
 	hack/bench/run -n $(COUNT)
 
+.PHONY: bench-pull
+bench-pull: deps build ## pull a large image with shim and with containerd, in turns (root; 5 minutes)
+	hack/pullbench/run
+
 .PHONY: critest
 critest: deps build fixtures ## the CRI conformance suite against a throw-away node (root); FOCUS, SKIP, PARALLEL, ROUNDS
 	hack/critest
@@ -113,6 +117,7 @@ cross: ## build and vet for arm64, tests included
 .PHONY: nightly
 nightly: verify lint cross race test ## everything long
 	$(MAKE) fuzz FUZZTIME=60s
+	CRISHIM_POWERCUT=all CRISHIM_SEEDS=5000 hack/test -run 'TestPowerCut|TestRandomImages' ./image ./snapshot/untar
 	$(MAKE) critest ROUNDS=3
 	$(MAKE) mutate
 	SHIM_NIGHTLY=1 $(MAKE) e2e RUN=TestBrokenClients
