@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,13 @@ import (
 // So a pull need not wait for the disk, and a power cut costs at most the layers of the last seconds, which are pulled again.
 const durableFile = "durable"
 
+// Writing back waits until no layer has been in the making for quiet: beside it, what a pull does wait for, the record of its image,
+// would have to wait for all of its layers too (ext4 and others commit in order). After late it waits no more.
+const (
+	quiet = time.Second
+	late  = 30 * time.Second
+)
+
 // syncer writes layers back to disk behind their commit, all that wait with one syncfs(2), and marks them.
 type syncer struct {
 	log  *slog.Logger
@@ -27,12 +35,16 @@ type syncer struct {
 	// dir is on the file system. It is opened before anything is written, so that syncfs reports every write-back error
 	// since (Linux 5.8).
 	dir  *os.File
-	wake chan struct{} // capacity 1
+	wake chan struct{} // capacity 1: something waits to be written
+	now  chan struct{} // capacity 1: somebody waits for it
 	quit chan struct{}
 	done chan struct{} // closes when the worker has ended
 	once sync.Once
 
 	mu sync.Mutex
+	// drafts counts layers in the making, last is when there was one. Guarded by mu.
+	drafts int
+	last   time.Time
 	// waiting are the directories of layers to be marked, with their inodes: a layer of the same name may take one's place.
 	// Guarded by mu.
 	waiting map[string]uint64
@@ -47,7 +59,7 @@ func bootID() (string, error) {
 
 func (y *syncer) start(dir *os.File, boot string, log *slog.Logger) {
 	y.dir, y.boot, y.log = dir, boot, log
-	y.wake, y.quit, y.done = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	y.wake, y.now, y.quit, y.done = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
 	y.waiting, y.idle = map[string]uint64{}, make(chan struct{})
 	close(y.idle)
 	go y.work()
@@ -69,14 +81,27 @@ func (y *syncer) put(layer string) {
 	}
 	y.waiting[layer] = st.Ino
 	y.mu.Unlock()
+	tell(y.wake)
+}
+
+func tell(c chan<- struct{}) {
 	select {
-	case y.wake <- struct{}{}:
-	default:
+	case c <- struct{}{}:
+	default: // told already
 	}
 }
 
-// wait returns when nothing waits to be written back.
-func (y *syncer) wait() <-chan struct{} {
+// draft notes that a layer is in the making (+1), or no longer (-1).
+func (y *syncer) draft(by int) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.drafts += by
+	y.last = time.Now()
+}
+
+// flush has what waits written back now. The channel closes when nothing waits any more.
+func (y *syncer) flush() <-chan struct{} {
+	tell(y.now)
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	return y.idle
@@ -98,7 +123,32 @@ func (y *syncer) work() {
 			return
 		case <-y.wake:
 		}
+		if !y.calm() {
+			return
+		}
 		y.round()
+	}
+}
+
+// calm waits for the moment to write back. It is false when the store is closed instead.
+func (y *syncer) calm() bool {
+	for end := time.Now().Add(late); ; {
+		y.mu.Lock()
+		wait := quiet - time.Since(y.last)
+		if y.drafts > 0 {
+			wait = quiet
+		}
+		y.mu.Unlock()
+		if wait = min(wait, time.Until(end)); wait <= 0 {
+			return true
+		}
+		select {
+		case <-y.quit:
+			return false
+		case <-y.now:
+			return true
+		case <-time.After(wait):
+		}
 	}
 }
 

@@ -32,15 +32,17 @@ func (s *Store) Prepare(ctx context.Context) (*Draft, error) {
 		return nil, err
 	}
 	d := &Draft{store: s, dir: s.disk.draft()}
+	s.syncer.draft(+1)
 	fs := filepath.Join(d.dir, "fs")
-	if err := os.MkdirAll(fs, 0o700); err != nil {
-		return nil, fmt.Errorf("prepare layer: %w", err)
+	err := os.MkdirAll(fs, 0o700)
+	if err == nil {
+		err = os.Chmod(fs, 0o755) // what a root directory without an entry gets; the umask must not count
 	}
-	err := os.Chmod(fs, 0o755) // what a root directory without an entry gets; the umask must not count
 	if err == nil {
 		d.root, err = os.Open(fs)
 	}
 	if err != nil {
+		s.syncer.draft(-1)
 		return nil, errors.Join(fmt.Errorf("prepare layer: %w", err), s.disk.discard(d.dir))
 	}
 	return d, nil
@@ -75,10 +77,11 @@ func (d *Draft) Discard() error {
 		return nil
 	}
 	d.done = true
+	d.store.syncer.draft(-1)
 	return errors.Join(d.root.Close(), d.store.disk.discard(d.dir))
 }
 
-// Commit makes the draft the layer l.Key, at once and completely. It is written to disk soon after; Sync waits for that. If the
+// Commit makes the draft the layer l.Key, at once and completely. It is written to disk soon after; Sync has that done now. If the
 // layer is already there, from another pull, the draft is thrown away; both came from the same bytes.
 func (d *Draft) Commit(ctx context.Context, l Layer) error {
 	s := d.store
@@ -106,14 +109,15 @@ func (d *Draft) Commit(ctx context.Context, l Layer) error {
 	}
 	d.done = true
 	s.index.putLayer(l)
+	s.syncer.draft(-1)
 	s.syncer.put(s.disk.layer(l.Key))
 	return d.root.Close()
 }
 
-// Sync waits until the layers committed so far are on disk.
+// Sync writes the layers committed so far to disk.
 func (s *Store) Sync(ctx context.Context) error {
 	select {
-	case <-s.syncer.wait():
+	case <-s.syncer.flush():
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("sync layers: %w", context.Cause(ctx))

@@ -47,6 +47,7 @@ func floors() map[string]int {
 		"internal/census":   kit,
 		"internal/archtest": kit,
 		"internal/crifield": kit,
+		"internal/powercut": kit,
 	}
 }
 

@@ -91,15 +91,8 @@ func (u *unpacker) fill(fd int, n node, h *tar.Header, body io.Reader) error {
 			return os.NewSyscallError("truncate", err)
 		}
 	}
-	if size >= earlyWriteback {
-		// Started now, it overlaps with the download; the commit waits for it. A kernel that can't is no error.
-		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-	}
 	return u.tape.file(n.path, size, sum)
 }
-
-// earlyWriteback is the size from which starting to write a file to disk at once pays.
-const earlyWriteback = 1 << 20
 
 func isSparse(h *tar.Header) bool {
 	if h.Typeflag == tar.TypeGNUSparse {
