@@ -27,32 +27,30 @@ const (
 
 // ImportContainerd makes the images of a containerd on this machine present without downloading them. root is its --root, namespace
 // usually "k8s.io". containerd may be running; nothing of it is changed. Images that it has discarded the layers of can't be taken
-// over: they are named in the error, which comes beside those that could.
-func (s *Store) ImportContainerd(ctx context.Context, root, namespace string) ([]Image, error) {
+// over: failed has an error for each.
+func (s *Store) ImportContainerd(ctx context.Context, root, namespace string) (images []Image, failed []error, err error) {
 	found, err := s.containerdImages(root, namespace)
 	if err != nil {
-		return nil, fmt.Errorf("import from containerd: %w", err)
+		return nil, nil, fmt.Errorf("import from containerd: %w", err)
 	}
 	content, err := os.OpenRoot(filepath.Join(root, containerdContent))
 	if err != nil {
-		return nil, fmt.Errorf("import from containerd: %w", err)
+		return nil, nil, fmt.Errorf("import from containerd: %w", err)
 	}
 	defer content.Close()
 	src := layoutSource{dirBundle{content}}
-	var out []Image
-	var all []error
 	for _, f := range found {
 		image, err := s.importContainerdImage(ctx, src, f)
 		if ctx.Err() != nil {
-			return out, fmt.Errorf("import from containerd: %w", context.Cause(ctx))
+			return images, failed, fmt.Errorf("import from containerd: %w", context.Cause(ctx))
 		}
 		if err != nil {
-			all = append(all, fmt.Errorf("import %s from containerd: %w", f.ref, err))
+			failed = append(failed, fmt.Errorf("import %s from containerd: %w", f.ref, err))
 			continue
 		}
-		out = append(out, image)
+		images = append(images, image)
 	}
-	return out, errors.Join(all...)
+	return images, failed, s.snap.Sync(ctx)
 }
 
 // foreign is an image of another runtime's store.

@@ -65,9 +65,9 @@ func TestImportFromContainerd(t *testing.T) {
 	root, _ := containerdStore(t, map[string]*registrytest.Image{
 		"docker.io/library/a:v1": a, byDigest: a, a.ID(): a, "reg.example/b:v2": b,
 	}, b.Blobs[1])
-	got, err := n.ImportContainerd(t.Context(), root, "k8s.io")
-	if err == nil || !strings.Contains(err.Error(), "reg.example/b:v2") || !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the image without its layer: %v", err)
+	got, failed, err := n.ImportContainerd(t.Context(), root, "k8s.io")
+	if err != nil || len(failed) != 1 || !strings.Contains(failed[0].Error(), "reg.example/b:v2") || !errors.Is(failed[0], os.ErrNotExist) {
+		t.Errorf("the image without its layer: %v, %v", failed, err)
 	}
 	if len(got) != 2 || len(n.List()) != 1 {
 		t.Errorf("%d images, listed %+v", len(got), n.List())
@@ -79,9 +79,9 @@ func TestImportFromContainerd(t *testing.T) {
 	if s := n.read(t, i, "etc/motd"); s != "a" {
 		t.Errorf("motd %q", s)
 	}
-	_, err = n.ImportContainerd(t.Context(), root, "moby")
+	_, _, err = n.ImportContainerd(t.Context(), root, "moby")
 	wantKind(t, err, errs.NotFound, "moby")
-	if _, err = n.ImportContainerd(t.Context(), t.TempDir(), "k8s.io"); !errors.Is(err, os.ErrNotExist) {
+	if _, _, err = n.ImportContainerd(t.Context(), t.TempDir(), "k8s.io"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no containerd: %v", err)
 	}
 	n.clean(t)

@@ -41,7 +41,7 @@ func (s *Store) Import(ctx context.Context, path string, o ImportOptions) ([]Ima
 	if err != nil {
 		return nil, fmt.Errorf("import images from %s: %w", path, err)
 	}
-	return images, nil
+	return images, s.snap.Sync(ctx) // unlike a pull, nobody repeats it after a power cut
 }
 
 func (s *Store) importBundle(ctx context.Context, b bundle, o ImportOptions) ([]Image, error) {

@@ -4,9 +4,9 @@ package server
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -17,10 +17,16 @@ import (
 	"crishim.dev/sandbox"
 )
 
-// Importer unpacks images from local files.
-type Importer interface {
+// Archives brings images from local files and stores, and into files.
+type Archives interface {
 	// Import reads a tar archive or an OCI layout. name, if any, is for the one image in it that has no name of its own.
 	Import(ctx context.Context, path, name string) ([]Image, error)
+	// Adopt takes over the images of another runtime's store. failed are those that it can't.
+	Adopt(ctx context.Context, runtime, path, namespace string) (images []Image, failed []error, err error)
+	// Export writes an image as an OCI archive.
+	Export(ctx context.Context, ref string, w io.Writer) error
+	// Verify compares an image's layers, bottom first, with their digests.
+	Verify(ctx context.Context, ref string) ([]*admin.VerifiedLayer, error)
 }
 
 // Planner knows the launch program of a container.
@@ -67,7 +73,7 @@ type AdminOptions struct {
 	Version    string
 	Sandboxes  Sandboxes
 	Containers Containers
-	Importer   Importer
+	Archives   Archives
 	Planner    Planner
 	Watcher    Watcher
 	Checker    Checker
@@ -101,30 +107,6 @@ func missing(what string) error {
 // Version implements admin.AdminServer.
 func (s *adminService) Version(context.Context, *admin.VersionRequest) (*admin.VersionResponse, error) {
 	return &admin.VersionResponse{Version: s.o.Version, Pid: int64(os.Getpid()), StartedAt: s.started.UnixNano()}, nil
-}
-
-// Import implements admin.AdminServer.
-func (s *adminService) Import(ctx context.Context, r *admin.ImportRequest) (*admin.ImportResponse, error) {
-	var f fields
-	f.path("path", r.GetPath())
-	if r.GetName() != "" {
-		f.word("name", r.GetName())
-	}
-	if f.err != nil {
-		return nil, f.err
-	}
-	if s.o.Importer == nil {
-		return nil, missing("import")
-	}
-	images, err := s.o.Importer.Import(ctx, r.GetPath(), r.GetName())
-	if err != nil {
-		return nil, err
-	}
-	resp := &admin.ImportResponse{}
-	for _, i := range images {
-		resp.Images = append(resp.Images, &admin.ImportedImage{Id: i.CRI.GetId(), Names: slices.Concat(i.CRI.GetRepoTags(), i.CRI.GetRepoDigests())})
-	}
-	return resp, nil
 }
 
 // Plan implements admin.AdminServer.

@@ -82,16 +82,6 @@ func (a imageAdapter) Pulls() []*admin.Pull {
 	return out
 }
 
-// Import implements server.Importer.
-func (a imageAdapter) Import(ctx context.Context, path, name string) ([]server.Image, error) {
-	list, err := a.store.Import(ctx, path, image.ImportOptions{Name: name})
-	out := make([]server.Image, 0, len(list))
-	for _, img := range list {
-		out = append(out, criImage(img))
-	}
-	return out, err
-}
-
 // Usage implements server.Images.
 func (a imageAdapter) Usage(ctx context.Context) (images, containers *cri.FilesystemUsage, err error) {
 	i, c, err := a.store.Usage(ctx)

@@ -6,44 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"crishim.dev/proto/admin"
 )
 
 func imageCommand(f *flags) *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "Manage images"}
-	c.AddCommand(importCommand(f), pullCommand(f), pullsCommand(f), imageListCommand(f), imageRemoveCommand(f), imageInspectCommand(f), pruneCommand(f))
-	return c
-}
-
-func importCommand(f *flags) *cobra.Command {
-	var name string
-	c := &cobra.Command{
-		Use:     "import PATH",
-		Short:   "Unpack images from a tar archive or an OCI layout",
-		Example: "  shim image import --name example.org/web:1 web.tar",
-		Args:    cobra.ExactArgs(1),
-		RunE: f.with(func(c *cobra.Command, args []string, to *client) error {
-			path, err := filepath.Abs(args[0])
-			if err != nil {
-				return err
-			}
-			resp, err := to.admin.Import(c.Context(), &admin.ImportRequest{Path: path, Name: name})
-			if err != nil {
-				return err
-			}
-			for _, i := range resp.Images {
-				fmt.Fprintln(c.OutOrStdout(), i.Id, strings.Join(i.Names, " "))
-			}
-			return nil
-		}),
-	}
-	c.Flags().StringVar(&name, "name", "", "name for the image in the archive that has none")
+	c.AddCommand(importCommand(f), adoptCommand(f), exportCommand(f), verifyCommand(f), pullCommand(f), pullsCommand(f), imageListCommand(f), imageRemoveCommand(f), imageInspectCommand(f), pruneCommand(f))
 	return c
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -124,6 +125,18 @@ func (d *adminDaemon) Import(_ context.Context, r *admin.ImportRequest) (*admin.
 	return &admin.ImportResponse{Images: []*admin.ImportedImage{{Id: "sha256:imp", Names: []string{r.Name}}}}, nil
 }
 
+func (d *adminDaemon) Adopt(_ context.Context, r *admin.AdoptRequest) (*admin.AdoptResponse, error) {
+	return &admin.AdoptResponse{Images: []*admin.ImportedImage{{Id: r.Runtime, Names: []string{r.Path, r.Namespace}}}}, nil
+}
+
+func (d *adminDaemon) Export(r *admin.ExportRequest, to grpc.ServerStreamingServer[admin.ExportResponse]) error {
+	return errors.Join(to.Send(&admin.ExportResponse{Data: []byte("archive of ")}), to.Send(&admin.ExportResponse{Data: []byte(r.Image)}))
+}
+
+func (d *adminDaemon) Verify(context.Context, *admin.VerifyRequest) (*admin.VerifyResponse, error) {
+	return &admin.VerifyResponse{Layers: []*admin.VerifiedLayer{{DiffId: "sha256:abc"}, {DiffId: "sha256:def", Result: admin.VerifiedLayer_UNKNOWN, Detail: "why"}}}, nil
+}
+
 func (d *adminDaemon) Plan(_ context.Context, r *admin.PlanRequest) (*admin.PlanResponse, error) {
 	return &admin.PlanResponse{Text: "plan of " + r.ContainerId + "\n"}, nil
 }
@@ -219,6 +232,10 @@ func TestCommands(t *testing.T) {
 		{"image prune", "sha256:i3 \n"},
 		{"image pull busybox", "sha256:new\n"},
 		{"image import --name a:1 /tmp/x.tar", "sha256:imp a:1\n"},
+		{"image adopt containerd", "containerd /var/lib/containerd k8s.io\n"},
+		{"image adopt cri-o --path /x", "cri-o /x k8s.io\n"},
+		{"image export web:1 -", "archive of web:1"},
+		{"image verify web:1", "         LAYER  DETAIL\nok       abc    \nunknown  def    why\n"},
 		{"plan abc", "plan of abc\n"},
 		{"check", "SUBJECT  DETAIL\n"},
 	} {

@@ -172,11 +172,13 @@ func (c *contender) watch() func() int64 {
 	}
 }
 
-// disk is the space that the runtime's directory takes.
+// disk is the space that the runtime's directory takes. What is renamed while it looks counts once.
 func (c *contender) disk() (n int64) {
+	seen := map[uint64]bool{}
 	_ = filepath.WalkDir(c.root, func(path string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
-		if err == nil && unix.Lstat(path, &st) == nil {
+		if err == nil && unix.Lstat(path, &st) == nil && !seen[st.Ino] {
+			seen[st.Ino] = true
 			n += st.Blocks * 512
 		}
 		return nil // it went away meanwhile

@@ -14,8 +14,8 @@ import (
 	"sync"
 )
 
-// sector is what a disk writes in one piece.
-const sector = 512
+// sector is what a disk writes in one piece: the physical sector of today's. (ext4 has no answer to half a superblock of 1 KiB.)
+const sector = 4096
 
 // Disk is a disk in memory. Safe for concurrent use.
 type Disk struct {

@@ -73,7 +73,7 @@ func (d *Disk) answer(op uint32, in []byte) ([]byte, unix.Errno) {
 		attr := out[16:]
 		put64(attr, 1) // inode
 		put64(attr[8:], uint64(d.size()))
-		put64(attr[16:], uint64(d.size()/sector))
+		put64(attr[16:], uint64(d.size()/512))
 		put32(attr[60:], unix.S_IFREG|0o600)
 		put32(attr[64:], 1) // links
 		put32(attr[80:], 4096)

@@ -258,8 +258,10 @@ func (n *Node) look() census.Options {
 				var pid int
 				_, err := fmt.Sscanf(object, "%d ", &pid)
 				return err == nil && own[pid] != ""
-			case "file": // made for the first container with a volume of its image, and empty
-				return object == n.Root+"/containers/"
+			case "file":
+				// The first is made for the first container with a volume of its image, and empty; the others mark layers that are
+				// on disk by now.
+				return object == n.Root+"/containers/" || strings.HasPrefix(object, n.Root+"/snapshots/layers/") && strings.Contains(object, "/durable")
 			}
 			return false
 		},

@@ -22,6 +22,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type VerifiedLayer_Result int32
+
+const (
+	VerifiedLayer_OK VerifiedLayer_Result = 0
+	// The archive can't be made again, so that there is nothing to compare the digest with.
+	VerifiedLayer_UNKNOWN VerifiedLayer_Result = 1
+	VerifiedLayer_BAD     VerifiedLayer_Result = 2
+)
+
+// Enum value maps for VerifiedLayer_Result.
+var (
+	VerifiedLayer_Result_name = map[int32]string{
+		0: "OK",
+		1: "UNKNOWN",
+		2: "BAD",
+	}
+	VerifiedLayer_Result_value = map[string]int32{
+		"OK":      0,
+		"UNKNOWN": 1,
+		"BAD":     2,
+	}
+)
+
+func (x VerifiedLayer_Result) Enum() *VerifiedLayer_Result {
+	p := new(VerifiedLayer_Result)
+	*p = x
+	return p
+}
+
+func (x VerifiedLayer_Result) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VerifiedLayer_Result) Descriptor() protoreflect.EnumDescriptor {
+	return file_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (VerifiedLayer_Result) Type() protoreflect.EnumType {
+	return &file_admin_proto_enumTypes[0]
+}
+
+func (x VerifiedLayer_Result) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VerifiedLayer_Result.Descriptor instead.
+func (VerifiedLayer_Result) EnumDescriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{11, 0}
+}
+
 type Finding_Level int32
 
 const (
@@ -57,11 +107,11 @@ func (x Finding_Level) String() string {
 }
 
 func (Finding_Level) Descriptor() protoreflect.EnumDescriptor {
-	return file_admin_proto_enumTypes[0].Descriptor()
+	return file_admin_proto_enumTypes[1].Descriptor()
 }
 
 func (Finding_Level) Type() protoreflect.EnumType {
-	return &file_admin_proto_enumTypes[0]
+	return &file_admin_proto_enumTypes[1]
 }
 
 func (x Finding_Level) Number() protoreflect.EnumNumber {
@@ -70,7 +120,7 @@ func (x Finding_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Level.Descriptor instead.
 func (Finding_Level) EnumDescriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16, 0}
+	return file_admin_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type VersionRequest struct {
@@ -321,6 +371,363 @@ func (x *ImportedImage) GetNames() []string {
 	return nil
 }
 
+type AdoptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose store it is: "containerd" or "cri-o".
+	Runtime string `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	// Absolute path of the store.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// containerd's namespace.
+	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AdoptRequest) GetRuntime() string {
+	if x != nil {
+		return x.Runtime
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type AdoptResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images []*ImportedImage       `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// What is wrong with each image that could not be taken over.
+	Failed        []string `protobuf:"bytes,2,rep,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptResponse) Reset() {
+	*x = AdoptResponse{}
+	mi := &file_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptResponse) ProtoMessage() {}
+
+func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
+func (*AdoptResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AdoptResponse) GetImages() []*ImportedImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetFailed() []string {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+type ExportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tag, digest, id, or a prefix of one.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ExportRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type ExportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next part of the archive.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExportResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type VerifyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tag, digest, id, or a prefix of one.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyRequest) Reset() {
+	*x = VerifyRequest{}
+	mi := &file_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyRequest) ProtoMessage() {}
+
+func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
+func (*VerifyRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *VerifyRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type VerifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bottom first.
+	Layers        []*VerifiedLayer `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyResponse) Reset() {
+	*x = VerifyResponse{}
+	mi := &file_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyResponse) ProtoMessage() {}
+
+func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
+func (*VerifyResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *VerifyResponse) GetLayers() []*VerifiedLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+type VerifiedLayer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	DiffId string                 `protobuf:"bytes,1,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"`
+	Result VerifiedLayer_Result   `protobuf:"varint,2,opt,name=result,proto3,enum=shim.admin.v1.VerifiedLayer_Result" json:"result,omitempty"`
+	// Why it is not OK.
+	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifiedLayer) Reset() {
+	*x = VerifiedLayer{}
+	mi := &file_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifiedLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifiedLayer) ProtoMessage() {}
+
+func (x *VerifiedLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifiedLayer.ProtoReflect.Descriptor instead.
+func (*VerifiedLayer) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *VerifiedLayer) GetDiffId() string {
+	if x != nil {
+		return x.DiffId
+	}
+	return ""
+}
+
+func (x *VerifiedLayer) GetResult() VerifiedLayer_Result {
+	if x != nil {
+		return x.Result
+	}
+	return VerifiedLayer_OK
+}
+
+func (x *VerifiedLayer) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type PlanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of a container, or a prefix that only one has.
@@ -331,7 +738,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +750,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +763,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{5}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlanRequest) GetContainerId() string {
@@ -375,7 +782,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +794,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +807,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PlanResponse) GetText() string {
@@ -420,7 +827,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -432,7 +839,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -445,7 +852,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WhyRequest) GetPodSandboxId() string {
@@ -464,7 +871,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +883,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +896,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WhyResponse) GetActivities() []*Activity {
@@ -517,7 +924,7 @@ type Activity struct {
 
 func (x *Activity) Reset() {
 	*x = Activity{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +936,7 @@ func (x *Activity) String() string {
 func (*Activity) ProtoMessage() {}
 
 func (x *Activity) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +949,7 @@ func (x *Activity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activity.ProtoReflect.Descriptor instead.
 func (*Activity) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Activity) GetPodSandboxId() string {
@@ -588,7 +995,7 @@ type PullsRequest struct {
 
 func (x *PullsRequest) Reset() {
 	*x = PullsRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +1007,7 @@ func (x *PullsRequest) String() string {
 func (*PullsRequest) ProtoMessage() {}
 
 func (x *PullsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +1020,7 @@ func (x *PullsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullsRequest.ProtoReflect.Descriptor instead.
 func (*PullsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 type PullsResponse struct {
@@ -625,7 +1032,7 @@ type PullsResponse struct {
 
 func (x *PullsResponse) Reset() {
 	*x = PullsResponse{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +1044,7 @@ func (x *PullsResponse) String() string {
 func (*PullsResponse) ProtoMessage() {}
 
 func (x *PullsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +1057,7 @@ func (x *PullsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullsResponse.ProtoReflect.Descriptor instead.
 func (*PullsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PullsResponse) GetPulls() []*Pull {
@@ -675,7 +1082,7 @@ type Pull struct {
 
 func (x *Pull) Reset() {
 	*x = Pull{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +1094,7 @@ func (x *Pull) String() string {
 func (*Pull) ProtoMessage() {}
 
 func (x *Pull) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +1107,7 @@ func (x *Pull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pull.ProtoReflect.Descriptor instead.
 func (*Pull) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Pull) GetReference() string {
@@ -738,7 +1145,7 @@ type PullLayer struct {
 
 func (x *PullLayer) Reset() {
 	*x = PullLayer{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +1157,7 @@ func (x *PullLayer) String() string {
 func (*PullLayer) ProtoMessage() {}
 
 func (x *PullLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +1170,7 @@ func (x *PullLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullLayer.ProtoReflect.Descriptor instead.
 func (*PullLayer) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PullLayer) GetDigest() string {
@@ -802,7 +1209,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1221,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1234,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 type CheckResponse struct {
@@ -839,7 +1246,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1258,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1271,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -887,7 +1294,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1306,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1319,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finding) GetLevel() Finding_Level {
@@ -954,7 +1361,30 @@ const file_admin_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x03(\v2\x1c.shim.admin.v1.ImportedImageR\x06images\"5\n" +
 	"\rImportedImage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"0\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"Z\n" +
+	"\fAdoptRequest\x12\x18\n" +
+	"\aruntime\x18\x01 \x01(\tR\aruntime\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"]\n" +
+	"\rAdoptResponse\x124\n" +
+	"\x06images\x18\x01 \x03(\v2\x1c.shim.admin.v1.ImportedImageR\x06images\x12\x16\n" +
+	"\x06failed\x18\x02 \x03(\tR\x06failed\"%\n" +
+	"\rExportRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"$\n" +
+	"\x0eExportResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"%\n" +
+	"\rVerifyRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"F\n" +
+	"\x0eVerifyResponse\x124\n" +
+	"\x06layers\x18\x01 \x03(\v2\x1c.shim.admin.v1.VerifiedLayerR\x06layers\"\xa5\x01\n" +
+	"\rVerifiedLayer\x12\x17\n" +
+	"\adiff_id\x18\x01 \x01(\tR\x06diffId\x12;\n" +
+	"\x06result\x18\x02 \x01(\x0e2#.shim.admin.v1.VerifiedLayer.ResultR\x06result\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"&\n" +
+	"\x06Result\x12\x06\n" +
+	"\x02OK\x10\x00\x12\v\n" +
+	"\aUNKNOWN\x10\x01\x12\a\n" +
+	"\x03BAD\x10\x02\"0\n" +
 	"\vPlanRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\"\n" +
 	"\fPlanResponse\x12\x12\n" +
@@ -994,10 +1424,13 @@ const file_admin_proto_rawDesc = "" +
 	"\x05Level\x12\x06\n" +
 	"\x02OK\x10\x00\x12\b\n" +
 	"\x04NOTE\x10\x01\x12\a\n" +
-	"\x03BAD\x10\x022\xab\x03\n" +
+	"\x03BAD\x10\x022\x85\x05\n" +
 	"\x05Admin\x12J\n" +
 	"\aVersion\x12\x1d.shim.admin.v1.VersionRequest\x1a\x1e.shim.admin.v1.VersionResponse\"\x00\x12G\n" +
-	"\x06Import\x12\x1c.shim.admin.v1.ImportRequest\x1a\x1d.shim.admin.v1.ImportResponse\"\x00\x12A\n" +
+	"\x06Import\x12\x1c.shim.admin.v1.ImportRequest\x1a\x1d.shim.admin.v1.ImportResponse\"\x00\x12D\n" +
+	"\x05Adopt\x12\x1b.shim.admin.v1.AdoptRequest\x1a\x1c.shim.admin.v1.AdoptResponse\"\x00\x12I\n" +
+	"\x06Export\x12\x1c.shim.admin.v1.ExportRequest\x1a\x1d.shim.admin.v1.ExportResponse\"\x000\x01\x12G\n" +
+	"\x06Verify\x12\x1c.shim.admin.v1.VerifyRequest\x1a\x1d.shim.admin.v1.VerifyResponse\"\x00\x12A\n" +
 	"\x04Plan\x12\x1a.shim.admin.v1.PlanRequest\x1a\x1b.shim.admin.v1.PlanResponse\"\x00\x12>\n" +
 	"\x03Why\x12\x19.shim.admin.v1.WhyRequest\x1a\x1a.shim.admin.v1.WhyResponse\"\x00\x12D\n" +
 	"\x05Pulls\x12\x1b.shim.admin.v1.PullsRequest\x1a\x1c.shim.admin.v1.PullsResponse\"\x00\x12D\n" +
@@ -1015,52 +1448,69 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_admin_proto_goTypes = []any{
-	(Finding_Level)(0),      // 0: shim.admin.v1.Finding.Level
-	(*VersionRequest)(nil),  // 1: shim.admin.v1.VersionRequest
-	(*VersionResponse)(nil), // 2: shim.admin.v1.VersionResponse
-	(*ImportRequest)(nil),   // 3: shim.admin.v1.ImportRequest
-	(*ImportResponse)(nil),  // 4: shim.admin.v1.ImportResponse
-	(*ImportedImage)(nil),   // 5: shim.admin.v1.ImportedImage
-	(*PlanRequest)(nil),     // 6: shim.admin.v1.PlanRequest
-	(*PlanResponse)(nil),    // 7: shim.admin.v1.PlanResponse
-	(*WhyRequest)(nil),      // 8: shim.admin.v1.WhyRequest
-	(*WhyResponse)(nil),     // 9: shim.admin.v1.WhyResponse
-	(*Activity)(nil),        // 10: shim.admin.v1.Activity
-	(*PullsRequest)(nil),    // 11: shim.admin.v1.PullsRequest
-	(*PullsResponse)(nil),   // 12: shim.admin.v1.PullsResponse
-	(*Pull)(nil),            // 13: shim.admin.v1.Pull
-	(*PullLayer)(nil),       // 14: shim.admin.v1.PullLayer
-	(*CheckRequest)(nil),    // 15: shim.admin.v1.CheckRequest
-	(*CheckResponse)(nil),   // 16: shim.admin.v1.CheckResponse
-	(*Finding)(nil),         // 17: shim.admin.v1.Finding
+	(VerifiedLayer_Result)(0), // 0: shim.admin.v1.VerifiedLayer.Result
+	(Finding_Level)(0),        // 1: shim.admin.v1.Finding.Level
+	(*VersionRequest)(nil),    // 2: shim.admin.v1.VersionRequest
+	(*VersionResponse)(nil),   // 3: shim.admin.v1.VersionResponse
+	(*ImportRequest)(nil),     // 4: shim.admin.v1.ImportRequest
+	(*ImportResponse)(nil),    // 5: shim.admin.v1.ImportResponse
+	(*ImportedImage)(nil),     // 6: shim.admin.v1.ImportedImage
+	(*AdoptRequest)(nil),      // 7: shim.admin.v1.AdoptRequest
+	(*AdoptResponse)(nil),     // 8: shim.admin.v1.AdoptResponse
+	(*ExportRequest)(nil),     // 9: shim.admin.v1.ExportRequest
+	(*ExportResponse)(nil),    // 10: shim.admin.v1.ExportResponse
+	(*VerifyRequest)(nil),     // 11: shim.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),    // 12: shim.admin.v1.VerifyResponse
+	(*VerifiedLayer)(nil),     // 13: shim.admin.v1.VerifiedLayer
+	(*PlanRequest)(nil),       // 14: shim.admin.v1.PlanRequest
+	(*PlanResponse)(nil),      // 15: shim.admin.v1.PlanResponse
+	(*WhyRequest)(nil),        // 16: shim.admin.v1.WhyRequest
+	(*WhyResponse)(nil),       // 17: shim.admin.v1.WhyResponse
+	(*Activity)(nil),          // 18: shim.admin.v1.Activity
+	(*PullsRequest)(nil),      // 19: shim.admin.v1.PullsRequest
+	(*PullsResponse)(nil),     // 20: shim.admin.v1.PullsResponse
+	(*Pull)(nil),              // 21: shim.admin.v1.Pull
+	(*PullLayer)(nil),         // 22: shim.admin.v1.PullLayer
+	(*CheckRequest)(nil),      // 23: shim.admin.v1.CheckRequest
+	(*CheckResponse)(nil),     // 24: shim.admin.v1.CheckResponse
+	(*Finding)(nil),           // 25: shim.admin.v1.Finding
 }
 var file_admin_proto_depIdxs = []int32{
-	5,  // 0: shim.admin.v1.ImportResponse.images:type_name -> shim.admin.v1.ImportedImage
-	10, // 1: shim.admin.v1.WhyResponse.activities:type_name -> shim.admin.v1.Activity
-	13, // 2: shim.admin.v1.PullsResponse.pulls:type_name -> shim.admin.v1.Pull
-	14, // 3: shim.admin.v1.Pull.layers:type_name -> shim.admin.v1.PullLayer
-	17, // 4: shim.admin.v1.CheckResponse.findings:type_name -> shim.admin.v1.Finding
-	0,  // 5: shim.admin.v1.Finding.level:type_name -> shim.admin.v1.Finding.Level
-	1,  // 6: shim.admin.v1.Admin.Version:input_type -> shim.admin.v1.VersionRequest
-	3,  // 7: shim.admin.v1.Admin.Import:input_type -> shim.admin.v1.ImportRequest
-	6,  // 8: shim.admin.v1.Admin.Plan:input_type -> shim.admin.v1.PlanRequest
-	8,  // 9: shim.admin.v1.Admin.Why:input_type -> shim.admin.v1.WhyRequest
-	11, // 10: shim.admin.v1.Admin.Pulls:input_type -> shim.admin.v1.PullsRequest
-	15, // 11: shim.admin.v1.Admin.Check:input_type -> shim.admin.v1.CheckRequest
-	2,  // 12: shim.admin.v1.Admin.Version:output_type -> shim.admin.v1.VersionResponse
-	4,  // 13: shim.admin.v1.Admin.Import:output_type -> shim.admin.v1.ImportResponse
-	7,  // 14: shim.admin.v1.Admin.Plan:output_type -> shim.admin.v1.PlanResponse
-	9,  // 15: shim.admin.v1.Admin.Why:output_type -> shim.admin.v1.WhyResponse
-	12, // 16: shim.admin.v1.Admin.Pulls:output_type -> shim.admin.v1.PullsResponse
-	16, // 17: shim.admin.v1.Admin.Check:output_type -> shim.admin.v1.CheckResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	6,  // 0: shim.admin.v1.ImportResponse.images:type_name -> shim.admin.v1.ImportedImage
+	6,  // 1: shim.admin.v1.AdoptResponse.images:type_name -> shim.admin.v1.ImportedImage
+	13, // 2: shim.admin.v1.VerifyResponse.layers:type_name -> shim.admin.v1.VerifiedLayer
+	0,  // 3: shim.admin.v1.VerifiedLayer.result:type_name -> shim.admin.v1.VerifiedLayer.Result
+	18, // 4: shim.admin.v1.WhyResponse.activities:type_name -> shim.admin.v1.Activity
+	21, // 5: shim.admin.v1.PullsResponse.pulls:type_name -> shim.admin.v1.Pull
+	22, // 6: shim.admin.v1.Pull.layers:type_name -> shim.admin.v1.PullLayer
+	25, // 7: shim.admin.v1.CheckResponse.findings:type_name -> shim.admin.v1.Finding
+	1,  // 8: shim.admin.v1.Finding.level:type_name -> shim.admin.v1.Finding.Level
+	2,  // 9: shim.admin.v1.Admin.Version:input_type -> shim.admin.v1.VersionRequest
+	4,  // 10: shim.admin.v1.Admin.Import:input_type -> shim.admin.v1.ImportRequest
+	7,  // 11: shim.admin.v1.Admin.Adopt:input_type -> shim.admin.v1.AdoptRequest
+	9,  // 12: shim.admin.v1.Admin.Export:input_type -> shim.admin.v1.ExportRequest
+	11, // 13: shim.admin.v1.Admin.Verify:input_type -> shim.admin.v1.VerifyRequest
+	14, // 14: shim.admin.v1.Admin.Plan:input_type -> shim.admin.v1.PlanRequest
+	16, // 15: shim.admin.v1.Admin.Why:input_type -> shim.admin.v1.WhyRequest
+	19, // 16: shim.admin.v1.Admin.Pulls:input_type -> shim.admin.v1.PullsRequest
+	23, // 17: shim.admin.v1.Admin.Check:input_type -> shim.admin.v1.CheckRequest
+	3,  // 18: shim.admin.v1.Admin.Version:output_type -> shim.admin.v1.VersionResponse
+	5,  // 19: shim.admin.v1.Admin.Import:output_type -> shim.admin.v1.ImportResponse
+	8,  // 20: shim.admin.v1.Admin.Adopt:output_type -> shim.admin.v1.AdoptResponse
+	10, // 21: shim.admin.v1.Admin.Export:output_type -> shim.admin.v1.ExportResponse
+	12, // 22: shim.admin.v1.Admin.Verify:output_type -> shim.admin.v1.VerifyResponse
+	15, // 23: shim.admin.v1.Admin.Plan:output_type -> shim.admin.v1.PlanResponse
+	17, // 24: shim.admin.v1.Admin.Why:output_type -> shim.admin.v1.WhyResponse
+	20, // 25: shim.admin.v1.Admin.Pulls:output_type -> shim.admin.v1.PullsResponse
+	24, // 26: shim.admin.v1.Admin.Check:output_type -> shim.admin.v1.CheckResponse
+	18, // [18:27] is the sub-list for method output_type
+	9,  // [9:18] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1073,8 +1523,8 @@ func file_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   17,
+			NumEnums:      2,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

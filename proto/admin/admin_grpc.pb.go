@@ -22,6 +22,9 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Admin_Version_FullMethodName = "/shim.admin.v1.Admin/Version"
 	Admin_Import_FullMethodName  = "/shim.admin.v1.Admin/Import"
+	Admin_Adopt_FullMethodName   = "/shim.admin.v1.Admin/Adopt"
+	Admin_Export_FullMethodName  = "/shim.admin.v1.Admin/Export"
+	Admin_Verify_FullMethodName  = "/shim.admin.v1.Admin/Verify"
 	Admin_Plan_FullMethodName    = "/shim.admin.v1.Admin/Plan"
 	Admin_Why_FullMethodName     = "/shim.admin.v1.Admin/Why"
 	Admin_Pulls_FullMethodName   = "/shim.admin.v1.Admin/Pulls"
@@ -38,6 +41,12 @@ type AdminClient interface {
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
 	// Import unpacks images from a tar archive (docker save or OCI layout) or a directory with an OCI layout.
 	Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*ImportResponse, error)
+	// Adopt makes the images of another runtime's store on this machine present, without downloading them.
+	Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (*AdoptResponse, error)
+	// Export sends an image as an OCI archive.
+	Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error)
+	// Verify compares what is on disk of an image with its digests.
+	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
 	// Plan prints the launch program of a container, as executed or as it would be; values of variables are redacted.
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// Why tells what operations on a pod and its containers are under way, and since when.
@@ -70,6 +79,45 @@ func (c *adminClient) Import(ctx context.Context, in *ImportRequest, opts ...grp
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ImportResponse)
 	err := c.cc.Invoke(ctx, Admin_Import_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (*AdoptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptResponse)
+	err := c.cc.Invoke(ctx, Admin_Adopt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[0], Admin_Export_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportRequest, ExportResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ExportClient = grpc.ServerStreamingClient[ExportResponse]
+
+func (c *adminClient) Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyResponse)
+	err := c.cc.Invoke(ctx, Admin_Verify_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +174,12 @@ type AdminServer interface {
 	Version(context.Context, *VersionRequest) (*VersionResponse, error)
 	// Import unpacks images from a tar archive (docker save or OCI layout) or a directory with an OCI layout.
 	Import(context.Context, *ImportRequest) (*ImportResponse, error)
+	// Adopt makes the images of another runtime's store on this machine present, without downloading them.
+	Adopt(context.Context, *AdoptRequest) (*AdoptResponse, error)
+	// Export sends an image as an OCI archive.
+	Export(*ExportRequest, grpc.ServerStreamingServer[ExportResponse]) error
+	// Verify compares what is on disk of an image with its digests.
+	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
 	// Plan prints the launch program of a container, as executed or as it would be; values of variables are redacted.
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// Why tells what operations on a pod and its containers are under way, and since when.
@@ -149,6 +203,15 @@ func (UnimplementedAdminServer) Version(context.Context, *VersionRequest) (*Vers
 }
 func (UnimplementedAdminServer) Import(context.Context, *ImportRequest) (*ImportResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Import not implemented")
+}
+func (UnimplementedAdminServer) Adopt(context.Context, *AdoptRequest) (*AdoptResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Adopt not implemented")
+}
+func (UnimplementedAdminServer) Export(*ExportRequest, grpc.ServerStreamingServer[ExportResponse]) error {
+	return status.Errorf(codes.Unimplemented, "method Export not implemented")
+}
+func (UnimplementedAdminServer) Verify(context.Context, *VerifyRequest) (*VerifyResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Verify not implemented")
 }
 func (UnimplementedAdminServer) Plan(context.Context, *PlanRequest) (*PlanResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Plan not implemented")
@@ -215,6 +278,53 @@ func _Admin_Import_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).Import(ctx, req.(*ImportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Adopt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Adopt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Adopt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Adopt(ctx, req.(*AdoptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Export_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Export(m, &grpc.GenericServerStream[ExportRequest, ExportResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ExportServer = grpc.ServerStreamingServer[ExportResponse]
+
+func _Admin_Verify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Verify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Verify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Verify(ctx, req.(*VerifyRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -307,6 +417,14 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_Import_Handler,
 		},
 		{
+			MethodName: "Adopt",
+			Handler:    _Admin_Adopt_Handler,
+		},
+		{
+			MethodName: "Verify",
+			Handler:    _Admin_Verify_Handler,
+		},
+		{
 			MethodName: "Plan",
 			Handler:    _Admin_Plan_Handler,
 		},
@@ -323,6 +441,12 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_Check_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Export",
+			Handler:       _Admin_Export_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "admin.proto",
 }
