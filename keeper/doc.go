@@ -25,7 +25,9 @@
 //     is taken out of its socket (it is looked at with MSG_PEEK).
 //   - A child waits at its gate until then. If its keeper dies first, the last copies of its report socket go, the gate ends, it exits:
 //     the launch has not happened, and the daemon's repeated Spawn makes it happen.
-//   - A status is stored in shared memory while the process is still a zombie, and only then reaped.
+//   - A status is stored in shared memory while the process is still a zombie, and only then reaped; why a launch failed is stored before the
+//     report of it is taken out.
+//   - An orphan is judged only when the last that its dead parent has said was heard.
 //   - A process whose launch is under way has not ended before its launch has (the first of two processes ends without being the end).
 //
 // What two deaths at the same moment lose is what no other process holds: pipes' contents, the parenthood. A container whose parents have

@@ -222,15 +222,16 @@ func (d death) Ready(uint32) {
 
 // childEnded is the reaper's call. The younger is not its business.
 func (e *elder) childEnded(pid int32, status uint32) {
+	// An orphan may have been named in the last that its dead parent has said, so that is heard first.
 	e.mu.Lock()
-	if pid == e.younger {
-		for pid == e.younger {
-			e.changed.Wait()
-		}
-		e.mu.Unlock()
-		return
+	mine := pid == e.younger
+	for e.younger != 0 && sys.Readable(e.pidfd) {
+		e.changed.Wait()
 	}
 	e.mu.Unlock()
+	if mine {
+		return
+	}
 	if r := e.ended(pid, status); r != nil {
 		e.mu.Lock()
 		e.tellLocked(0, &proto.Reaped{ID: r.ID})

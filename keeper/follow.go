@@ -4,6 +4,7 @@ package keeper
 
 import (
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -63,7 +64,7 @@ func (l *launch) heed(n executor.Note, fds []int) {
 	defer y.mu.Unlock()
 	switch {
 	case n.What == executor.NoteFailed:
-		p.failedOp, p.errno = int32(n.Index), n.Value
+		p.slot.fail(int32(n.Index), n.Value)
 	case n.What == executor.NoteCloned && len(fds) == 1 && p.rec.caller == 0:
 		l.movedLocked(int32(n.Value), fds[0])
 		return
@@ -134,15 +135,15 @@ func (l *launch) conclude() {
 		y.applyLocked(&k, nil)
 	} else {
 		st, err := sys.ReadStat(p.rec.PID)
-		if err == nil && st.Flags&sys.NeverExecuted != 0 && p.failedOp == proto.FailedNone {
-			p.failedOp = proto.FailedKilled
+		if err == nil && st.Flags&sys.NeverExecuted != 0 && !p.slot.failed() {
+			p.slot.fail(proto.FailedKilled, 0)
 		}
 		y.keepLocked(p.rec, func(k *proto.Keep) {
 			launched(k)
 			k.StartTime = st.Start
 		})
 	}
-	if p.failedOp == proto.FailedNone && p.rec.Flags&proto.KeepRun == 0 {
+	if !p.slot.failed() && p.rec.Flags&proto.KeepRun == 0 {
 		p.openPumpLocked().Start()
 		for _, w := range p.waiters {
 			p.answerLocked(w)
@@ -170,16 +171,27 @@ func (p *proc) answerGatedLocked(r request) {
 	r.c.sendLocked(r.seq, m, p.rec.all(proto.HeldPIDFD)...)
 }
 
+// failureKept is many times what a daemon that lives takes to connect again.
+const failureKept = 5 * time.Second
+
 // concludeLocked answers for a process that was to end (Run), or whose launch failed, when it has ended. A failure that nobody waits for, because
-// the keeper that was asked has died, is kept until someone asks again.
+// the keeper that was asked has died, is kept for a while: whoever asked asks again.
 func (y *younger) concludeLocked(p *proc) {
 	run := p.rec.Flags&proto.KeepRun != 0
-	if !run && len(p.waiters) == 0 && len(p.forgets) == 0 {
+	if !run && len(p.waiters) == 0 && len(p.forgets) == 0 && !p.stale {
+		time.AfterFunc(failureKept, func() {
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			if p.stale = true; y.records[p.id] == p.rec {
+				y.concludeLocked(p)
+			}
+		})
 		return
 	}
-	m := &proto.Spawned{PID: p.rec.PID, StartTime: p.rec.StartTime, FailedOp: p.failedOp, Errno: p.errno, Status: p.slot.exitStatus}
+	m := &proto.Spawned{PID: p.rec.PID, StartTime: p.rec.StartTime, Status: p.slot.exitStatus}
+	m.FailedOp, m.Errno = p.slot.failure()
 	fds := p.rec.all(proto.HeldPIDFD)
-	if p.failedOp == proto.FailedNone {
+	if !p.slot.failed() {
 		fds = append(fds, p.rec.all(proto.HeldReturn)...)
 	}
 	for _, w := range p.waiters {
@@ -195,7 +207,7 @@ func (y *younger) releaseLocked(r *request, id string) error {
 	switch {
 	case err != nil:
 		return err
-	case p.launch == nil && p.failedOp != proto.FailedNone:
+	case p.launch == nil && p.slot.failed():
 		p.waiters = append(p.waiters, *r)
 		if p.slot.exited.Load() != 0 {
 			y.concludeLocked(p)

@@ -27,6 +27,9 @@ func (l *ledger) handOver(h *proto.Handover, role, how string) error {
 		inherit = append(inherit, fd)
 	}
 	for _, r := range l.records {
+		if r.PID == 0 { // its launch has not happened: the child, if there is one, leaves when the report socket ends with this image
+			continue
+		}
 		k, fds := r.everything()
 		h.Keep = append(h.Keep, *k)
 		for _, fd := range fds {

@@ -41,7 +41,7 @@ func (y *younger) spawn(r *request, s *proto.Spawn) {
 	case p.launch == nil && rec.Flags&proto.KeepRun != 0, p.launch != nil && p.launch.adopted && rec.Flags&proto.KeepRun != 0:
 		// A Run that its keeper did not survive is on its way out; the next try finds the id free.
 		r.c.ackLocked(r.seq, sys.At("spawn "+s.ID, unix.EAGAIN))
-	case p.launch == nil && p.failedOp != proto.FailedNone:
+	case p.launch == nil && p.slot.failed():
 		p.waiters = append(p.waiters, *r)
 		if p.slot.exited.Load() != 0 {
 			y.concludeLocked(p)

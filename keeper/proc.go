@@ -20,19 +20,18 @@ type proc struct {
 	slot *slot
 
 	// Guarded by y.mu.
-	pump      *pump.Pump // nil until execve has succeeded
+	pump      *pump.Pump // nil until execve has succeeded, and for good when it does not, or must not (Run)
 	launch    *launch    // while under way
-	failedOp  int32
-	errno     uint32
-	dir       bool      // it has a directory
-	announced bool      // Exited has been sent: its output is in the log and its record written
-	waiters   []request // Spawns and Releases to be answered when the launch has come to its end
+	dir       bool       // it has a directory
+	announced bool       // Exited has been sent: its output is in the log and its record written
+	stale     bool       // nobody has asked for its failure
+	waiters   []request  // Spawns and Releases to be answered when the launch has come to its end
 	forgets   []request
 }
 
 // newProcLocked makes the proc of a record.
 func (y *younger) newProcLocked(r *record) *proc {
-	p := &proc{y: y, rec: r, id: r.ID, slot: y.table.slot(r.Slot), failedOp: proto.FailedNone}
+	p := &proc{y: y, rec: r, id: r.ID, slot: y.table.slot(r.Slot)}
 	r.proc = p
 	return p
 }
@@ -135,7 +134,7 @@ func (y *younger) discardLocked(p *proc) {
 func (y *younger) exitedLocked(p *proc) {
 	switch {
 	case p.launch != nil: // the launch comes to its own end first, and asks again
-	case p.rec.Flags&proto.KeepRun != 0 || p.failedOp != proto.FailedNone:
+	case p.pump == nil:
 		y.concludeLocked(p)
 	default:
 		p.pump.Ended(time.Unix(0, p.slot.exitTime))
@@ -145,7 +144,7 @@ func (y *younger) exitedLocked(p *proc) {
 // watchLocked waits for the end of a process by its pidfd.
 func (y *younger) watchLocked(p *proc) {
 	if fd := p.rec.fd(proto.HeldPIDFD, 0); fd >= 0 {
-		y.poll.Add(fd, unix.EPOLLIN|sys.OneShot, &orphan{y: y, p: p, fd: fd}) //nolint:errcheck // the elder's Reaped comes anyway
+		y.poll.Add(fd, unix.EPOLLIN|sys.OneShot, &orphan{y: y, p: p, pid: p.rec.PID}) //nolint:errcheck // the elder's Reaped comes anyway
 	}
 }
 
@@ -154,7 +153,7 @@ func (y *younger) watchLocked(p *proc) {
 type orphan struct {
 	y     *younger
 	p     *proc
-	fd    int
+	pid   int32 // until the process has gone over to another (PseudoClone), which another orphan is for
 	tries int
 }
 
@@ -170,11 +169,16 @@ func (o *orphan) look() {
 	y := o.y
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	if y.records[o.p.id] != o.p.rec || o.p.slot.exited.Load() != 0 {
+	r := o.p.rec
+	if y.records[o.p.id] != r || r.PID != o.pid {
 		return
 	}
-	if o.p.rec.Flags&proto.KeepLaunched != 0 {
-		status, ok := sys.ExitOf(o.fd, o.p.rec.PID, o.p.rec.StartTime)
+	if o.p.slot.exited.Load() != 0 { // whoever stored it may have ended before it could tell
+		y.exitedLocked(o.p)
+		return
+	}
+	if r.Flags&proto.KeepLaunched != 0 {
+		status, ok := sys.ExitOf(r.fd(proto.HeldPIDFD, 0), r.PID, r.StartTime)
 		if !ok {
 			status = proto.StatusUnknown
 		}

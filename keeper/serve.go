@@ -220,7 +220,7 @@ const perListed = 128
 func (y *younger) listLocked(r *request) {
 	l, fds := &proto.Listed{}, []int(nil)
 	for _, rec := range y.records {
-		if rec.PID == 0 || rec.Flags&proto.KeepRun != 0 || rec.proc.failedOp != proto.FailedNone {
+		if rec.PID == 0 || rec.Flags&proto.KeepRun != 0 || rec.proc.slot.failed() {
 			continue
 		}
 		e := proto.Process{ID: rec.ID, PID: rec.PID, StartTime: rec.StartTime}

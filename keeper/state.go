@@ -11,17 +11,20 @@ import (
 
 	"crishim.dev/keeper/pump"
 	"crishim.dev/keeper/sys"
+	"crishim.dev/proto"
 )
 
-// slot is what must survive kill -9 at any instruction about one process: how far its log has been written and how it
-// ended. It lives in memory shared by all images of the pair, of whatever version: its layout never changes.
+// slot is what must survive kill -9 at any instruction about one process: how far its log has been written, how its launch
+// failed and how it ended. It lives in memory shared by all images of the pair, of whatever version: its layout never changes.
 type slot struct {
 	progress pump.Progress
 	// exitTime and exitStatus are valid when exited is 1.
 	exitTime   int64
 	exitStatus uint32
 	exited     atomic.Uint32
-	_          [8]byte
+	// errno is valid when failedOp is not 0, which is proto.Spawned.FailedOp less proto.FailedNone.
+	errno    uint32
+	failedOp atomic.Int32
 }
 
 const (
@@ -38,6 +41,23 @@ func (s *slot) exit(status uint32) {
 	s.exitTime, s.exitStatus = time.Now().UnixNano(), status
 	s.exited.Store(1)
 }
+
+// fail stores how the launch failed, before that can't be learnt again.
+func (s *slot) fail(op int32, errno uint32) {
+	s.errno = errno
+	s.failedOp.Store(op - proto.FailedNone)
+}
+
+// failure is how the launch failed: proto.FailedNone if it did not.
+func (s *slot) failure() (op int32, errno uint32) {
+	if op = s.failedOp.Load(); op == 0 {
+		return proto.FailedNone, 0
+	}
+	return op + proto.FailedNone, s.errno
+}
+
+// failed says whether the launch has failed.
+func (s *slot) failed() bool { return s.failedOp.Load() != 0 }
 
 // table is the shared array of slots: 8 MiB of address space, of which only pages with slots in use take memory.
 type table struct {

@@ -131,7 +131,7 @@ func (y *younger) adoptLocked(r *record) {
 		}
 		go p.launch.follow()
 	}
-	if r.Flags&proto.KeepLaunched != 0 {
+	if r.Flags&proto.KeepLaunched != 0 && !p.slot.failed() {
 		p.openPumpLocked().Resume()
 	}
 	if p.slot.exited.Load() != 0 {

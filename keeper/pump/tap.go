@@ -15,6 +15,7 @@ type tap struct {
 	fd     int
 	queue  []byte
 	ended  bool // the stream is at its end: close when the queue is empty
+	closed bool
 }
 
 // Attach copies a stream to a client from now on. The descriptor becomes the pump's, and is closed when the stream ends.
@@ -41,6 +42,9 @@ func (p *Pump) Attach(stream, fd int) error {
 func (t *tap) Ready(events uint32) {
 	t.p.mu.Lock()
 	defer t.p.mu.Unlock()
+	if t.closed { // since the poller saw the event; fd may be another's by now
+		return
+	}
 	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 		t.remove()
 		return
@@ -48,7 +52,7 @@ func (t *tap) Ready(events uint32) {
 	queue := t.queue
 	t.queue = nil
 	t.write(queue)
-	if len(t.queue) == 0 {
+	if len(t.queue) == 0 && !t.closed {
 		t.p.poller.Arm(t.fd, 0)
 		if t.ended {
 			t.remove()
@@ -98,7 +102,7 @@ func (t *tap) remove() {
 			t.p.taps = append(append([]*tap(nil), t.p.taps[:i]...), t.p.taps[i+1:]...)
 			t.p.poller.Del(t.fd)
 			unix.Close(t.fd)
-			t.queue = nil
+			t.queue, t.closed = nil, true
 			return
 		}
 	}

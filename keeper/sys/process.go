@@ -76,3 +76,10 @@ func PIDOf(pidfd int) int32 {
 	}
 	return int32(pid)
 }
+
+// Readable says whether something can be read from a descriptor, or a pidfd's process has ended.
+func Readable(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
+}

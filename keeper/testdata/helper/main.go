@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"time"
 )
 
 func main() {
@@ -65,6 +66,9 @@ func main() {
 		_, _ = io.Copy(os.Stdout, os.Stdin)
 	case "wait": // until stdin ends
 		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(num(1))
+	case "nap": // longer than a keeper waits for the news of an end
+		time.Sleep(1500 * time.Millisecond)
 		os.Exit(num(1))
 	case "grandchild": // leaves a process that holds stdout until the file goes
 		cmd := exec.Command("/proc/self/exe", "hold")
