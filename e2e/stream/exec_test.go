@@ -204,8 +204,8 @@ func TestURLsWorkOnce(t *testing.T) {
 	}
 }
 
-// TestKubelet34: streaming listens on loopback by default, and messages of 16 MiB pass either way.
-func TestKubelet34(t *testing.T) {
+// TestKubelet34_StreamingOnLoopbackLargeMessages: streaming listens on loopback by default, and messages of 16 MiB pass either way.
+func TestKubelet34_StreamingOnLoopbackLargeMessages(t *testing.T) {
 	n := node(t)
 	pod := kit.RunPod(t, n)
 	c := pod.Run(testimage.Busybox, kit.Sleep())
