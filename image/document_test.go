@@ -12,7 +12,9 @@ import (
 
 // The best of an index for a platform: the newest variant that runs, the version of the operating system where one is wanted.
 func TestPick(t *testing.T) {
-	p := func(arch, variant string) v1.Platform { return v1.Platform{OS: "linux", Architecture: arch, Variant: variant} }
+	p := func(arch, variant string) v1.Platform {
+		return v1.Platform{OS: "linux", Architecture: arch, Variant: variant}
+	}
 	versioned := func(version string) v1.Platform {
 		return v1.Platform{OS: "linux", Architecture: "amd64", OSVersion: version}
 	}

@@ -60,7 +60,7 @@ func TestDiskFull(t *testing.T) {
 	i := n.pull(t, reg.Host+"/small:v", nil)
 	before := available(t, dir)
 	_, err := n.Pull(t.Context(), reg.Host+"/large:v", nil)
-	wantKind(t, err, errs.Exhausted, "layer 2 of 2")
+	wantKind(t, err, errs.Exhausted, "layer ", " of 2") // whichever of them met the end first
 	n.clean(t)
 	if after := available(t, dir); after+(1<<20) < before {
 		t.Errorf("%d bytes were free, now %d", before, after)

@@ -65,16 +65,28 @@ func (n *node) close() {
 	_ = n.snap.Close()
 }
 
-// clean fails the test if pulls left anything besides complete layers.
+// clean fails the test if pulls left anything besides complete layers. A pull that failed does not wait until all its layers have
+// been let go of.
 func (n *node) clean(t testing.TB) {
 	t.Helper()
-	if err := n.snap.Drain(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range []string{"drafts", "trash", "snapshots"} {
-		if left, _ := os.ReadDir(filepath.Join(n.dir, "snapshots", d)); len(left) != 0 {
-			t.Errorf("left in %s: %v", d, left)
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if err := n.snap.Drain(t.Context()); err != nil {
+			t.Fatal(err)
 		}
+		var left []string
+		for _, d := range []string{"drafts", "trash", "snapshots"} {
+			found, _ := filepath.Glob(filepath.Join(n.dir, "snapshots", d, "*"))
+			left = append(left, found...)
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("left: %v", left)
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -84,7 +84,7 @@ func TestResume(t *testing.T) {
 func TestGiveUp(t *testing.T) {
 	reg := registrytest.New(t)
 	reg.Push(t, "app", "v", simple(t, "x"))
-	n := open(t, t.TempDir(), func(o *image.Options) { o.Registry.StallTime, o.Registry.Retries = 20*time.Millisecond, 2 })
+	n := open(t, t.TempDir(), func(o *image.Options) { o.Registry.StallTime, o.Registry.Retries = 200*time.Millisecond, 2 })
 	hook, ranges := cut(1000, 10)
 	reg.Hook(hook)
 	_, err := n.Pull(t.Context(), reg.Host+"/app:v", nil)
