@@ -30,8 +30,11 @@ func (u *unpacker) attributes(parent int, base, directory string, h *tar.Header)
 		return os.NewSyscallError("chown", err)
 	}
 	if h.Typeflag != tar.TypeSymlink {
-		// The entry was made here and is no link, so that chmod follows none.
-		if err := unix.Fchmodat(parent, base, uint32(h.Mode)&0o7777, 0); err != nil {
+		err := unix.Fchmodat(parent, base, uint32(h.Mode)&0o7777, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 6.6; the entry was made here and is no link
+			err = unix.Fchmodat(parent, base, uint32(h.Mode)&0o7777, 0)
+		}
+		if err != nil {
 			return os.NewSyscallError("chmod", err)
 		}
 	}

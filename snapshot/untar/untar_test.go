@@ -414,3 +414,46 @@ func TestRebuild(t *testing.T) {
 		t.Errorf("a replaced entry: %+v, %v", res, err)
 	}
 }
+
+// Another process that swaps a directory of the layer for a link to the outside, again and again, leads nothing there.
+func TestRaceWithLinks(t *testing.T) {
+	needRoot(t)
+	outside, root := t.TempDir(), filepath.Join(t.TempDir(), "fs")
+	if err := errors.Join(os.Mkdir(root, 0o755), os.Symlink(outside, root+"-link")); err != nil {
+		t.Fatal(err)
+	}
+	entries := make([]e, 0, 4000)
+	for i := range 1000 {
+		entries = append(entries, dir("d", 0o777), file(fmt.Sprint("d/", i%10), "x"), file(fmt.Sprint("d/.wh.", i), ""), link(fmt.Sprint("l", i), fmt.Sprint("d/", i%10)))
+	}
+	b := archive(t, entries...)
+	stop, done := make(chan struct{}), make(chan struct{})
+	swaps := 0
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if unix.Renameat2(unix.AT_FDCWD, root+"/d", unix.AT_FDCWD, root+"-link", unix.RENAME_EXCHANGE) == nil {
+				swaps++
+			}
+		}
+	}()
+	for range 4 { // most are refused half way, because what was made is not there any more
+		_, _ = Unpack(t.Context(), openDir(t, root), bytes.NewReader(b), Options{})
+	}
+	close(stop)
+	<-done
+	if swaps < 20 {
+		t.Errorf("only %d swaps: the race was not on", swaps)
+	}
+	if left, _ := os.ReadDir(outside); len(left) != 0 {
+		t.Errorf("%d files outside", len(left))
+	}
+	if st := stat(t, outside); st.Mode&0o777 == 0o777 {
+		t.Errorf("the mode of a directory outside was changed to %o", st.Mode)
+	}
+}
