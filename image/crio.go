@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -118,8 +119,8 @@ func (s *Store) importCRIOImage(ctx context.Context, dir *os.Root, i crioImage, 
 	rec := &record{ID: id, Pulled: time.Now().Unix()}
 	src := crioSource{dir, map[string]string{}}
 	at := i.Layer
-	for n := len(config.RootFS.DiffIDs) - 1; n >= 0; n-- {
-		diffID := string(config.RootFS.DiffIDs[n])
+	for n, d := range slices.Backward(config.RootFS.DiffIDs) {
+		diffID := string(d)
 		l, ok := layers[at]
 		if !ok || l.DiffID != diffID {
 			return Image{}, errs.Newf(errs.Invalid, "%s: the store has %q in its place", layerName(n, len(config.RootFS.DiffIDs), diffID), l.DiffID)
@@ -187,6 +188,6 @@ type treeFiles struct{ root *os.Root }
 
 // Get is storage.FileGetter's.
 func (t treeFiles) Get(name string) (io.ReadCloser, error) {
-	r, _, err := dirBundle{t.root}.open(path.Clean("/" + name)[1:])
+	r, _, err := dirBundle(t).open(path.Clean("/" + name)[1:])
 	return r, err
 }

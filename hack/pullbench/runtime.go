@@ -141,7 +141,7 @@ func (c *contender) settle() (int64, error) {
 		if err := c.sync(); err != nil {
 			return 0, err
 		}
-		time.Sleep(300 * time.Millisecond)
+		<-time.After(300 * time.Millisecond)
 		now := c.disk()
 		if now == last {
 			return now, nil
@@ -186,7 +186,9 @@ func (c *contender) disk() (n int64) {
 	return n
 }
 
-func (c *contender) proc(file string) string { return filepath.Join("/proc", strconv.Itoa(c.pid), file) }
+func (c *contender) proc(file string) string {
+	return filepath.Join("/proc", strconv.Itoa(c.pid), file)
+}
 
 // memory reads a field of the daemon's status, in bytes.
 func (c *contender) memory(field string) (int64, error) {

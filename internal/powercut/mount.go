@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,8 +21,8 @@ func (d *Disk) Mount(fstype, dir string) (unmount func() error, err error) {
 	var undo []func() error
 	down := func() error {
 		var all []error
-		for i := len(undo) - 1; i >= 0; i-- {
-			all = append(all, undo[i]())
+		for _, f := range slices.Backward(undo) {
+			all = append(all, f())
 		}
 		undo = nil
 		return errors.Join(all...)
@@ -45,13 +46,13 @@ func (d *Disk) Mount(fstype, dir string) (unmount func() error, err error) {
 	}
 	_ = unix.SetNonblock(int(dev.Fd()), false)
 	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0", dev.Fd(), unix.S_IFREG)
-	if err := unix.Mount("powercut", file.Name(), "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+	if err := unix.Mount("powercut", file.Name(), "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil { //nolint:forbidigo // a test's own path
 		return nil, errors.Join(os.NewSyscallError("mount fuse", err), dev.Close())
 	}
 	served := make(chan struct{})
 	go func() { defer close(served); d.serve(dev) }()
 	undo = append(undo, func() error {
-		err := unix.Unmount(file.Name(), unix.MNT_DETACH) // something may look at new block devices: it goes when that is done
+		err := unix.Unmount(file.Name(), unix.MNT_DETACH) //nolint:forbidigo // a test's own path; something may look at new block devices: it goes when that is done
 		<-served
 		return errors.Join(os.NewSyscallError("unmount fuse", err), dev.Close())
 	})
@@ -63,10 +64,12 @@ func (d *Disk) Mount(fstype, dir string) (unmount func() error, err error) {
 		err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0)
 		return errors.Join(os.NewSyscallError("detach loop device", err), loop.Close())
 	})
-	if err := unix.Mount(loop.Name(), dir, fstype, 0, ""); err != nil {
+	if err := unix.Mount(loop.Name(), dir, fstype, 0, ""); err != nil { //nolint:forbidigo // a test's own path
 		return nil, os.NewSyscallError("mount "+fstype, err)
 	}
-	undo = append(undo, func() error { return os.NewSyscallError("unmount "+dir, unix.Unmount(dir, 0)) })
+	undo = append(undo, func() error {
+		return os.NewSyscallError("unmount "+dir, unix.Unmount(dir, 0)) //nolint:forbidigo // a test's own path
+	})
 	return down, nil
 }
 

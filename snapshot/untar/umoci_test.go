@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -73,7 +74,7 @@ func orderly(t *testing.T, archive []byte) []byte {
 	seen := map[string]byte{".": tar.TypeDir}
 	for {
 		h, err := r.Next()
-		if err == io.EOF { //nolint:errorlint // a Reader's own
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
