@@ -86,6 +86,27 @@ func TestSeparatedPods(t *testing.T) {
 	}
 }
 
+// The node's ends of pods have no addresses: each would bring routes with it, and the kernel looks through all of them for every pod.
+func TestHostEndsHaveNoAddress(t *testing.T) {
+	n := open(t, nil)
+	dual(t, n)
+	for i := range 3 {
+		attach(t, n, podOf(testpod.New(t, i)))
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Type() != "veth" {
+			continue
+		}
+		if addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL); err != nil || len(addrs) > 0 {
+			t.Errorf("%s has %v, %v", l.Attrs().Name, addrs, err)
+		}
+	}
+}
+
 // A bridge in promiscuous mode stays so, and CHECK sees when it is not.
 func TestPromiscuousBridge(t *testing.T) {
 	n := open(t, nil)

@@ -271,6 +271,12 @@ func (h *Host) addVeth(c *Call, conf *bridgeConf, br rtnl.Link, ip netip.Addr, n
 		}
 		err = h.rt.Do(rtnl.AddVeth(v))
 	}
+	if err == nil {
+		err = h.rt.Do(rtnl.NoLinkLocal(v.Name).Allow(unix.EAFNOSUPPORT), rtnl.SetUp(v.Name, true))
+		if err != nil {
+			err = errors.Join(err, h.unplug(c, conf))
+		}
+	}
 	return rtnl.Link{Name: v.Name, MAC: v.MAC}, err
 }
 

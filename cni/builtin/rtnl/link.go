@@ -122,7 +122,7 @@ func linkKind(b []byte) string {
 	return ""
 }
 
-// Veth describes a pair: one end here, on a bridge and up; the other in the namespace NetNS, still down.
+// Veth describes a pair: one end here, on a bridge; the other in the namespace NetNS. Both are down.
 type Veth struct {
 	Name    string
 	MAC     net.HardwareAddr
@@ -133,11 +133,9 @@ type Veth struct {
 	NetNS   *os.File
 }
 
-// AddVeth makes the pair in one message. The peer can't be created up: the kernel would open it before its partner exists (ENOTCONN).
+// AddVeth makes the pair in one message.
 func AddVeth(v Veth) Request {
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-	data := append([]nl.NetlinkRequestData{msg}, endAttrs(v.Name, v.MAC, v.MTU)...)
+	data := append([]nl.NetlinkRequestData{nl.NewIfInfomsg(unix.AF_UNSPEC)}, endAttrs(v.Name, v.MAC, v.MTU)...)
 	data = append(data, oneQueue()...)
 	if v.Master != 0 {
 		data = append(data, nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.Master))))
@@ -180,6 +178,16 @@ func SetUp(name string, up bool) Request {
 		msg.Flags, what = unix.IFF_UP, "bring up interface "
 	}
 	return newRequest(what+name, unix.RTM_SETLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}
+
+// NoLinkLocal keeps IPv6 from giving the interface a link-local address when it comes up. A bridge's port needs none, and with the address go
+// routes, which the kernel looks through each time a port comes or goes. Without IPv6 it is EAFNOSUPPORT.
+func NoLinkLocal(name string) Request {
+	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(addrGenMode, []byte{none})
+	return newRequest("switch off link-local addresses of "+name, unix.RTM_SETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)), spec)
 }
 
 // PortFlag is a property of a bridge port.
