@@ -132,7 +132,7 @@ func TestReboot(t *testing.T) {
 
 // Plugins that hang keep neither the daemon from starting nor, for longer than their deadline, pods from being attached.
 func TestHangingPluginsAtStart(t *testing.T) {
-	n := open(t, func(o *Options) { o.Timeout = 300 * time.Millisecond })
+	n := open(t, func(o *Options) { o.Timeout = time.Second })
 	started := filepath.Join(t.TempDir(), "started")
 	withPlugin(t, n, "slow", passOn+`case $CNI_COMMAND in GC|DEL) echo >> `+started+`; exec sleep 1000;; esac; exit 0`)
 	pod := podOf(testpod.New(t, 1))
@@ -142,7 +142,7 @@ func TestHangingPluginsAtStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	took := time.Since(began)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), n.opts.Timeout/6)
 	defer cancel()
 	if _, err := n.Attach(ctx, podOf(testpod.New(t, 2))); err == nil || !strings.Contains(err.Error(), "clear up") {
 		t.Errorf("attach while plugins clear up: %v", err)
