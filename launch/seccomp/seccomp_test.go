@@ -67,11 +67,11 @@ func verdict(ret uint32) string {
 
 func ask(t *testing.T, vm *bpf.VM, info *arch.Info, name string, args ...uint64) string {
 	t.Helper()
-	nr, ok := info.SyscallNames[name]
+	nr, ok := number(info, name)
 	if !ok {
 		t.Fatalf("no call %s", name)
 	}
-	c := call{nr: uint32(nr) | uint32(info.SeccompMask), arch: uint32(info.ID)}
+	c := call{nr: nr, arch: uint32(info.ID)}
 	copy(c.args[:], args)
 	ret, err := simulate(vm, c)
 	if err != nil {
@@ -112,6 +112,27 @@ func TestDefaultProfile(t *testing.T) {
 					t.Errorf("%s %s(%v) with CAP_SYS_ADMIN: %s, want %s", info.Name, c.name, c.args, got, c.admin)
 				}
 			}
+		}
+	}
+}
+
+// TestNumbers pins calls that the tables have wrong or by another name.
+func TestNumbers(t *testing.T) {
+	for _, c := range []struct {
+		goarch string
+		info   *arch.Info
+		name   string
+		want   uint32
+	}{{"arm64", arch.AARCH64, "newfstatat", 79}, {"amd64", arch.X32, "rt_sigaction", x32Bit | 512}, {"amd64", arch.X32, "pwritev2", x32Bit | 547}} {
+		nr, ok := number(c.info, c.name)
+		ret, err := simulate(compile(t, Default(), target(c.goarch)), call{nr: nr, arch: uint32(c.info.ID)})
+		if !ok || nr != c.want || err != nil || ret != retAllow {
+			t.Errorf("%s %s: %d, %s, %v; want %d, allowed", c.info.Name, c.name, nr, verdict(ret), err, c.want)
+		}
+	}
+	for info, name := range map[*arch.Info]string{arch.X32: "uselib", arch.AARCH64: "clock_gettime64"} {
+		if nr, ok := number(info, name); ok {
+			t.Errorf("%s has no %s; its number is said to be %d", info.Name, name, nr)
 		}
 	}
 }
