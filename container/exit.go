@@ -31,6 +31,8 @@ func (m *Manager) Run(ctx context.Context) {
 		case ev := <-m.o.Keeper.Exits():
 			// One container's end must not wait for another's lock.
 			m.exits.Go(func() { m.exited(ctx, ev) })
+		case <-m.o.Keeper.Connections():
+			m.exits.Go(func() { m.endLost(ctx) })
 		}
 	}
 }

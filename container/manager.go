@@ -33,6 +33,7 @@ type Keeper interface {
 	Release(ctx context.Context, id, name string, p *proto.Program) (*client.Process, error)
 	Processes(ctx context.Context) ([]proto.Process, []*os.File, error)
 	Exits() <-chan proto.Exited
+	Connections() <-chan struct{}
 	Reopen(ctx context.Context, id string, log *os.File) error
 	Attach(ctx context.Context, id string, stdin bool, stdout, stderr *os.File) (*os.File, error)
 	TTY(ctx context.Context, id string) (*os.File, error)

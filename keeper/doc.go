@@ -30,8 +30,9 @@
 //   - An orphan is judged only when the last that its dead parent has said was heard.
 //   - A process whose launch is under way has not ended before its launch has (the first of two processes ends without being the end).
 //
-// What two deaths at the same moment lose is what no other process holds: pipes' contents, the parenthood. A container whose parents have
-// both died is init's child; its exit code is then known from Linux 6.15 on (PIDFD_GET_INFO), and StatusUnknown before.
+// What two deaths at the same moment lose is what no other process holds: pipes' contents, the parenthood. The next pair, which the daemon
+// starts, knows nothing of what there was. A container whose parents have both died is init's child, and nobody takes its output; the daemon,
+// which holds its pidfd, ends it. Its status is then known from Linux 6.15 on (PIDFD_GET_INFO), and StatusUnknown before.
 //
 // # Its parts
 //

@@ -4,6 +4,7 @@ package restart
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -11,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/e2e/kit"
@@ -212,6 +216,97 @@ func TestKeepersDie(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Both keepers are killed at once: nobody takes the output of what they kept, so it is ended, with the status that the kernel tells of what ended
+// by itself, and everything goes on with a new pair.
+func TestBothKeepersKilled(t *testing.T) {
+	n := node(t)
+	pod := kit.RunPod(t, n)
+	shared := kit.RunPod(t, n, func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD })
+	inShared := func(c *cri.ContainerConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD }
+	runs := pod.Run(testimage.Busybox, []string{"sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done"})
+	ends := pod.Run(testimage.Busybox, []string{"sh", "-c", "while [ ! -e /go ]; do sleep 0.01; done; exit 7"})
+	other := shared.Run(testimage.Busybox, kit.Sleep(), inShared)
+	exited := pod.Run(testimage.Busybox, []string{"sh", "-c", "exit 9"})
+	exited.Exited()
+	runs.WaitLog(" 5\n")
+	exec := make(chan error, 1)
+	go func() {
+		_, err := runs.ExecSync(60, "sleep", "3600")
+		exec <- err
+	}()
+	kit.Until(t, func() error {
+		if pids := runs.PIDs(); len(pids) < 3 { // the shell, its sleep, the exec's
+			return fmt.Errorf("processes %v", pids)
+		}
+		return nil
+	})
+	first := ends.PIDs()[0]
+	keepers := n.Keepers()
+	for _, pid := range keepers {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/root/go", first), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kit.Until(t, func() error { // a zombie, since its parent sleeps
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", first))
+		if err == nil && !strings.Contains(string(stat), ") Z ") {
+			err = fmt.Errorf("it still runs: %s", stat)
+		}
+		return err
+	})
+	for _, pid := range keepers {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := kernelTellsExits(t)
+	for _, c := range []struct {
+		what string
+		*kit.Container
+		code int32
+	}{{"what ran", runs, 137}, {"what ran in the shared pid namespace", other, 137}, {"what had ended", ends, 7}} {
+		want := c.code
+		if !told {
+			want = 255
+		}
+		if s := c.Exited(); s.GetExitCode() != want {
+			t.Errorf("%s: exit code %d, reason %q; want %d", c.what, s.GetExitCode(), s.GetReason(), want)
+		}
+	}
+	if s := exited.Status(); s.GetExitCode() != 9 {
+		t.Errorf("what was on record: exit code %d", s.GetExitCode())
+	}
+	if err := <-exec; errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded {
+		t.Errorf("exec in what ran: %v", err)
+	}
+	counting(t, runs)
+	for _, p := range []*kit.Pod{pod, shared} {
+		if got := p.Output(testimage.Busybox, []string{"echo", "anew"}); got != "anew\n" {
+			t.Errorf("a new container wrote %q", got)
+		}
+	}
+	if now := n.Keepers(); len(now) != 2 {
+		t.Errorf("keepers %v", now)
+	}
+}
+
+// kernelTellsExits says whether a pidfd tells the status of somebody else's child (PIDFD_INFO_EXIT, Linux 6.15).
+func kernelTellsExits(t *testing.T) bool {
+	t.Helper()
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return major > 6 || major == 6 && minor >= 15
 }
 
 // A log of five million lines is complete and in order, also when the younger keeper and the daemon are killed meanwhile.

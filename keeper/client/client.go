@@ -41,6 +41,7 @@ type Options struct {
 type Client struct {
 	o     Options
 	exits *exitQueue
+	made  chan struct{}
 	stop  context.CancelFunc
 	done  chan struct{}
 
@@ -77,7 +78,7 @@ func New(ctx context.Context, o Options) (*Client, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	c := &Client{o: o, exits: newExitQueue(), stop: stop, done: make(chan struct{}), calls: map[uint64]*call{}, next: make(chan struct{})}
+	c := &Client{o: o, exits: newExitQueue(), made: make(chan struct{}, 1), stop: stop, done: make(chan struct{}), calls: map[uint64]*call{}, next: make(chan struct{})}
 	first := c.next
 	go c.run(run)
 	select {
@@ -110,6 +111,10 @@ func (c *Client) Close() error {
 
 // Exits gives the processes that ended, also those that did while there was no connection; some come twice. It is closed by Close.
 func (c *Client) Exits() <-chan proto.Exited { return c.exits.out }
+
+// Connections has an element after each connection that was made since it was looked at last. The keepers at the other end may be others, that
+// know nothing of what the ones before kept: when both end at once.
+func (c *Client) Connections() <-chan struct{} { return c.made }
 
 // Build is the version of the keeper that answered last.
 func (c *Client) Build() string {
@@ -231,6 +236,10 @@ func (c *Client) serve(conn *net.UnixConn, build string) error {
 	// What ended while there was no connection.
 	c.startLocked(&call{msg: &proto.List{}})
 	c.mu.Unlock()
+	select {
+	case c.made <- struct{}{}:
+	default:
+	}
 	err := c.read(conn)
 	c.mu.Lock()
 	c.conn = nil
