@@ -174,7 +174,7 @@ func copyMetadata(from *os.File, dir int, base string, st *unix.Stat_t) error {
 	}
 	link := st.Mode&unix.S_IFMT == unix.S_IFLNK
 	if !link {
-		if err := unix.Fchmodat(dir, base, st.Mode&0o7777, 0); err != nil {
+		if err := chmod(dir, base, st.Mode&0o7777); err != nil {
 			return os.NewSyscallError("chmod", err)
 		}
 	}

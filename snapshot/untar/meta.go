@@ -30,11 +30,7 @@ func (u *unpacker) attributes(parent int, base, directory string, h *tar.Header)
 		return os.NewSyscallError("chown", err)
 	}
 	if h.Typeflag != tar.TypeSymlink {
-		err := unix.Fchmodat(parent, base, uint32(h.Mode)&0o7777, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 6.6; the entry was made here and is no link
-			err = unix.Fchmodat(parent, base, uint32(h.Mode)&0o7777, 0)
-		}
-		if err != nil {
+		if err := chmod(parent, base, uint32(h.Mode)&0o7777); err != nil {
 			return os.NewSyscallError("chmod", err)
 		}
 	}
@@ -53,6 +49,21 @@ func (u *unpacker) attributes(parent int, base, directory string, h *tar.Header)
 		return os.NewSyscallError("set times", err)
 	}
 	return nil
+}
+
+// chmod sets the mode of what was made here and is no link. A link that has taken its place meanwhile is refused.
+func chmod(parent int, base string, mode uint32) error {
+	err := unix.Fchmodat(parent, base, mode, unix.AT_SYMLINK_NOFOLLOW)
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	// A link, or Linux before 6.6, which has no fchmodat2(2).
+	fd, err := unix.Openat(parent, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode)
 }
 
 func timespec(t, otherwise time.Time) unix.Timespec {

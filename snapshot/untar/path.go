@@ -283,7 +283,7 @@ func makeDirectory(dir int, base string) error {
 	if err := unix.Fchownat(dir, base, 0, 0, unix.AT_SYMLINK_NOFOLLOW); err != nil { // a setgid parent passes its group on
 		return err
 	}
-	return unix.Fchmodat(dir, base, 0o755, 0) // the umask must not count
+	return chmod(dir, base, 0o755) // the umask must not count
 }
 
 // viaProc names an entry for the system calls that take no directory descriptor. The last component is not followed by the l-forms.
