@@ -29,7 +29,7 @@ func field(text, name string) string {
 
 // TestNothingInherited is KUBELET.md 27: what a container's first process has is what the request says, whatever the keeper had.
 func TestNothingInherited(t *testing.T) {
-	b := newBox(t, "umask; cat /proc/self/oom_score_adj; pwd; ls /proc/self/fd; cat /proc/self/limits /proc/self/status; cat /proc/1/stat; echo; cat /proc/keys")
+	b := newBox(t, "umask; cat /proc/self/oom_score_adj; pwd; ls --color=never /proc/self/fd; cat /proc/self/limits /proc/self/status; cat /proc/1/stat; echo; cat /proc/keys")
 	b.OOMScoreAdj = 321
 	b.MaskedPaths = nil
 	// The test keeper inherits this, and has other things that must not be passed on: see keep.

@@ -134,7 +134,7 @@ func terminal(t testing.TB, master *os.File) string {
 	return strings.Replace(strings.ReplaceAll(string(b), "\r\n", "\n"), "input\n", "", 1)
 }
 
-const ttyCommand = "readlink /proc/self/fd/0; readlink /proc/self/fd/2; stat -c '%u %g %a' /dev/pts/0; echo yes > /dev/tty; cat /proc/self/stat; mount | grep console; ls /proc/self/fd; stat -c %t,%T /dev/console; read x; echo got $x"
+const ttyCommand = "readlink /proc/self/fd/0; readlink /proc/self/fd/2; stat -c '%u %g %a' /dev/pts/0; echo yes > /dev/tty; cat /proc/self/stat; mount | grep console; ls --color=never /proc/self/fd; stat -c %t,%T /dev/console; read x; echo got $x"
 
 func TestTTY(t *testing.T) {
 	b := newBox(t, ttyCommand)

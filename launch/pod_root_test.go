@@ -164,7 +164,7 @@ func TestPodPIDNamespace(t *testing.T) {
 			facts.ProcPIDNS = named
 			fds := pod(t, launch.PodDescription{})
 			r := startInit(t, fds, facts)
-			b := newBox(t, "echo $$; readlink /proc/self; readlink /proc/self/ns/pid; cat /proc/self/stat; touch /proc/1/x; ls /proc/self/fd; cat /proc/mounts; head -n 1 /proc/1/status")
+			b := newBox(t, "echo $$; readlink /proc/self; readlink /proc/self/ns/pid; cat /proc/self/stat; touch /proc/1/x; ls --color=never /proc/self/fd; cat /proc/mounts; head -n 1 /proc/1/status")
 			b.facts = facts
 			b.join(fds)
 			ns := openNS(t, r.pid, "pid")
