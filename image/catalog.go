@@ -52,6 +52,9 @@ func openCatalog(dir string, pins []string, snap *snapshot.Store, log *slog.Logg
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	c := &catalog{dir: dir, pins: pins, snap: snap, log: log, images: map[string]*entry{}}
+	if err := c.setAsideDamaged(); err != nil {
+		return nil, err
+	}
 	if err := c.openDB(); err != nil {
 		return nil, err
 	}
@@ -87,7 +90,7 @@ func (c *catalog) load() error {
 	var broken []string
 	err := c.db.View(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketImages).ForEach(func(k, v []byte) error {
-			e, err := c.decode(tx, v)
+			e, err := c.decode(tx, string(k), v)
 			if err != nil {
 				c.log.Warn("Dropping an image that is not complete; it will be pulled again when needed.", "image", string(k), "err", err)
 				broken = append(broken, string(k))
@@ -110,13 +113,19 @@ func (c *catalog) load() error {
 	})
 }
 
-// decode makes an entry of a record, if all its layers are there.
-func (c *catalog) decode(tx *bolt.Tx, v []byte) (*entry, error) {
+// decode makes an entry of a record, if it is whole and all its layers are there.
+func (c *catalog) decode(tx *bolt.Tx, id string, v []byte) (*entry, error) {
 	rec := &record{}
 	if err := json.Unmarshal(v, rec); err != nil {
 		return nil, fmt.Errorf("read image record: %w", err)
 	}
-	config, err := parseConfig(tx.Bucket(bucketBlobs).Get([]byte(rec.ID)))
+	if rec.ID != id {
+		return nil, errs.Newf(errs.Invalid, "read image record: it says %q", rec.ID)
+	}
+	if err := checkConfig(tx, id); err != nil {
+		return nil, err
+	}
+	config, err := parseConfig(tx.Bucket(bucketBlobs).Get([]byte(id)))
 	if err != nil {
 		return nil, err
 	}

@@ -55,13 +55,16 @@ func (s *Store) Verify(ctx context.Context, ref string) ([]LayerCheck, error) {
 }
 
 func (c *catalog) verifyConfig(id string) error {
-	return c.db.View(func(tx *bolt.Tx) error {
-		sum := sha256.Sum256(tx.Bucket(bucketBlobs).Get([]byte(id)))
-		if got := "sha256:" + hex.EncodeToString(sum[:]); got != id {
-			return errs.Newf(errs.Invalid, "its configuration has the digest %s", got)
-		}
-		return nil
-	})
+	return c.db.View(func(tx *bolt.Tx) error { return checkConfig(tx, id) })
+}
+
+// checkConfig compares a configuration with its digest.
+func checkConfig(tx *bolt.Tx, id string) error {
+	sum := sha256.Sum256(tx.Bucket(bucketBlobs).Get([]byte(id)))
+	if got := "sha256:" + hex.EncodeToString(sum[:]); got != id {
+		return errs.Newf(errs.Invalid, "its configuration has the digest %s", got)
+	}
+	return nil
 }
 
 // archive writes the tar archive that a layer was unpacked from.
