@@ -70,6 +70,7 @@ type reply struct {
 	procs []proto.Process
 	fds   []int
 	err   error
+	next  <-chan struct{} // closed at the connection after the one that brought the answer
 }
 
 // New connects to the keeper, starting it if nobody answers. It gives up when ctx ends; after that, the client connects again by itself.
@@ -325,6 +326,7 @@ func (c *Client) finishLocked(seq uint64, r reply) {
 		closeAll(r.fds)
 		return
 	}
+	r.next = c.next
 	k.reply <- r
 }
 

@@ -41,14 +41,13 @@ func (c *Client) Upgrade(ctx context.Context, binary string) error {
 		return fmt.Errorf("upgrade keeper: %w", err)
 	}
 	defer f.Close()
-	c.mu.Lock()
-	next := c.next
-	c.mu.Unlock()
-	if _, err := c.ask(ctx, &proto.Upgrade{}, f); err != nil {
+	// Who answers goes over next: its connection ends with it. An earlier one may have ended while the request was under way.
+	r, err := c.ask(ctx, &proto.Upgrade{}, f)
+	if err != nil {
 		return fmt.Errorf("upgrade keeper: %w", err)
 	}
 	select {
-	case <-next:
+	case <-r.next:
 	case <-ctx.Done():
 		return fmt.Errorf("upgrade keeper: wait for the new one: %w", context.Cause(ctx))
 	}
