@@ -68,6 +68,10 @@ mutate: deps build ## drop each field of each CRI request: the test that docs/cr
 bench: deps build ## time every RPC on a throw-away node; COUNT pods (50)
 	hack/bench/run -n $(COUNT)
 
+.PHONY: bench-compare
+bench-compare: deps build ## the same beside containerd and runc, in turns, on one node; COUNT pods (50), ROUNDS (2) (root; 5 minutes)
+	COUNT=$(COUNT) hack/bench/compare
+
 .PHONY: bench-pull
 bench-pull: deps build ## pull a large image with shim and with containerd, in turns (root; 5 minutes)
 	hack/pullbench/run

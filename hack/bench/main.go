@@ -25,6 +25,7 @@ type options struct {
 	idle                       time.Duration
 	comms, dirs                string
 	cgroupParent, logDir, json string
+	compare                    string
 }
 
 func main() {
@@ -42,6 +43,7 @@ func main() {
 	flag.StringVar(&o.cgroupParent, "cgroup-parent", "", "cgroup parent of the pods")
 	flag.StringVar(&o.logDir, "logs", os.TempDir(), "directory for the pods' logs")
 	flag.StringVar(&o.json, "json", "", "file for the results as JSON")
+	flag.StringVar(&o.compare, "compare", "", "measure nothing: print JSON files side by side, \"A1 A2 / B1 B2\"")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -52,6 +54,9 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
+	if o.compare != "" {
+		return compare(o.compare, os.Stdout)
+	}
 	b, err := connect(ctx, o)
 	if err != nil {
 		return err

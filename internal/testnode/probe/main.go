@@ -38,6 +38,7 @@ func commands() map[string]func(args []string) error {
 		"exit":       exit,
 		"die":        die,
 		"hang":       hang,
+		"pause":      hang,
 		"mount":      mountAt,
 		"keyring":    keyring,
 		"session":    session,

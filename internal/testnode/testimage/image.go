@@ -166,7 +166,7 @@ func (s *set) conformance() error {
 		if version == "3.9" {
 			refs = append(refs, "k8s.gcr.io/pause:3.9")
 		}
-		s.add(v1.Config{Env: env(), Entrypoint: []string{"/pause", "hang"}}, []v1.Layer{pause, s.layer(Gzip, File{Name: "version", Body: []byte(version)})}, refs...)
+		s.add(v1.Config{Env: env(), Entrypoint: []string{"/pause"}}, []v1.Layer{pause, s.layer(Gzip, File{Name: "version", Body: []byte(version)})}, refs...)
 	}
 	slices.SortFunc(s.images, func(a, b Image) int { return slices.Compare(a.Refs, b.Refs) })
 	return s.err
