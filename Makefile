@@ -119,7 +119,7 @@ cross: ## build and vet for arm64, tests included
 	GOARCH=arm64 go vet ./...
 
 .PHONY: nightly
-nightly: verify lint cross race test ## everything long
+nightly: verify lint cross test-arm64 race test ## everything long
 	$(MAKE) fuzz FUZZTIME=60s
 	CRISHIM_POWERCUT=all CRISHIM_SEEDS=5000 hack/test -run 'TestPowerCut|TestRandomImages' ./image ./snapshot/untar
 	$(MAKE) critest ROUNDS=3

@@ -23,6 +23,11 @@ type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
+// msghdr is struct msghdr with addresses that are numbers: a forked child writes no pointers, which may call the collector.
+type msghdr struct {
+	name, nameLen, iov, iovLen, control, controlLen, flags uintptr
+}
+
 // child is the state of a forked child. Everything is allocated before the fork.
 type child struct {
 	ops  []proto.Op
@@ -31,8 +36,8 @@ type child struct {
 	regs [proto.NumRegs]uintptr
 	// words, iov, hdr and control make a message with a descriptor.
 	words   [3]uint64
-	iov     unix.Iovec
-	hdr     unix.Msghdr
+	iov     [2]uintptr
+	hdr     msghdr
 	control [24]byte
 	pidfd   int32
 	pair    [2]int32
@@ -60,8 +65,6 @@ func (c *child) load(mem []byte, l proto.Layout, o order) {
 	for i := range o.Files {
 		c.fds[proto.FDPassed+i] = uintptr(o.First + i)
 	}
-	c.iov = unix.Iovec{Base: (*byte)(unsafe.Pointer(&c.words)), Len: uint64(unsafe.Sizeof(c.words))}
-	c.hdr = unix.Msghdr{Iov: &c.iov, Iovlen: 1}
 	c.mask = ^uint64(0)
 }
 
@@ -72,6 +75,8 @@ func (c *child) load(mem []byte, l proto.Layout, o order) {
 //go:noinline
 //go:norace
 func (c *child) spawn(args *cloneArgs) (uintptr, unix.Errno) {
+	c.iov = [2]uintptr{uintptr(unsafe.Pointer(&c.words)), unsafe.Sizeof(c.words)}
+	c.hdr = msghdr{iov: uintptr(unsafe.Pointer(&c.iov)), iovLen: 1}
 	var old uint64
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&c.mask)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
 	pid, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
@@ -163,7 +168,7 @@ func (c *child) call(i int, nr uint32, a *[6]uintptr) (uintptr, unix.Errno) {
 	case proto.PseudoSend:
 		return 0, c.send(a[0], int32(a[1]))
 	case proto.PseudoReceive:
-		c.hdr.Control, c.hdr.Controllen = &c.control[0], uint64(len(c.control))
+		c.hdr.control, c.hdr.controlLen = uintptr(unsafe.Pointer(&c.control)), unsafe.Sizeof(c.control)
 		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, a[0], uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_CMSG_CLOEXEC)
 		if n == 0 || errno != 0 {
 			unix.RawSyscall(unix.SYS_EXIT_GROUP, 112, 0, 0)
@@ -197,12 +202,12 @@ func (c *child) report(kind, v, w uint64, fd int32) unix.Errno {
 //go:nosplit
 //go:norace
 func (c *child) send(socket uintptr, fd int32) unix.Errno {
-	c.hdr.Control, c.hdr.Controllen = nil, 0
+	c.hdr.control, c.hdr.controlLen = 0, 0
 	if fd >= 0 {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&c.control))
 		h.Len, h.Level, h.Type = 20, unix.SOL_SOCKET, unix.SCM_RIGHTS
 		*(*int32)(unsafe.Pointer(&c.control[16])) = fd
-		c.hdr.Control, c.hdr.Controllen = &c.control[0], uint64(len(c.control))
+		c.hdr.control, c.hdr.controlLen = uintptr(unsafe.Pointer(&c.control)), unsafe.Sizeof(c.control)
 	}
 	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, socket, uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_NOSIGNAL)
 	return errno
