@@ -7,6 +7,7 @@ export CGO_ENABLED := 0
 # Where hack/deps puts Go on a machine that has none.
 export PATH := $(PATH):$(shell hack/tool cache)/go/bin
 BIN := bin
+PREFIX ?= /usr/local
 # Development builds too must parse as a version: kubelet reads it.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || echo v0.0.0-dev+g$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown))
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -24,6 +25,14 @@ help: ## show this list
 .PHONY: build
 build: ## bin/shim and bin/shim-keeper, static
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: install
+install: build ## the binaries, manual pages, completion and the systemd unit below PREFIX (/usr/local); DESTDIR for packages
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(BIN)/shim $(BIN)/shim-keeper
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/*.1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/lib/systemd/system
+	$(BIN)/shim completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/shim
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' dist/shim.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/shim.service
 
 .PHONY: demo
 demo: deps ## a throw-away node, two pods, a log, an exec, http between them, clean up (root)
