@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -93,24 +94,35 @@ func TestRemedyOfForeignDrops(t *testing.T) {
 			t.Fatalf("%s: %v: %s", command, err, out)
 		}
 	}
-	t.Cleanup(func() { run(t, "nft flush ruleset") })
+	t.Cleanup(func() {
+		run(t, "nft flush ruleset; for t in iptables-legacy ip6tables-legacy; do $t -F && $t -X && $t -P FORWARD ACCEPT || exit 1; done")
+	})
 	w := world(t, 1)
 	serve(t, w, "[::]:80")
 	p := testpod.New(t, 1)
 	attach(t, n, podOf(p))
-	for name, c := range map[string]struct {
+	type foreign struct {
 		drop string
 		most int // commands
-	}{
+	}
+	cases := map[string]foreign{
 		"nft":                {"nft 'table inet fw { chain forward_all { type filter hook forward priority 0; policy drop; }; }'", 4},
 		"iptables":           {"iptables -P FORWARD DROP", 2},
 		"ip6tables":          {"ip6tables -P FORWARD DROP", 2},
 		"one way":            {"iptables -P FORWARD DROP; iptables -A FORWARD -d 10.0.0.0/8 -j ACCEPT", 1},
 		"in another chain":   {"iptables -P FORWARD DROP; iptables -N USER; iptables -A FORWARD -j USER; iptables -A USER -s 10.88.0.0/16 -j ACCEPT", 1},
 		"part of the subnet": {"iptables -P FORWARD DROP; iptables -A FORWARD -d 10.88.0.0/24 -j ACCEPT; iptables -A FORWARD -d 10.88.0.0/16 -p udp -j ACCEPT", 2},
-	} {
+		"from an interface":  {"iptables -P FORWARD DROP; iptables -A FORWARD -d 10.88.0.0/16 -i eth9 -j ACCEPT", 2},
+		"with a comment":     {"iptables -P FORWARD DROP; iptables -A FORWARD -d 10.88.0.0/16 -m comment --comment x -j ACCEPT", 1},
+	}
+	// The kernel has two places for iptables' rules; a packet must pass both.
+	for name, c := range maps.Clone(cases) {
+		cases[name+", legacy"] = foreign{strings.ReplaceAll(c.drop, "tables ", "tables-legacy "), c.most}
+	}
+	delete(cases, "nft, legacy")
+	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			run(t, "nft delete table inet fw 2>/dev/null; iptables -F; iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT")
+			run(t, "nft delete table inet fw 2>/dev/null; for t in iptables ip6tables iptables-legacy ip6tables-legacy; do $t -F && $t -X && $t -P FORWARD ACCEPT || exit 1; done")
 			run(t, c.drop)
 			texts, err := n.Findings()
 			if err != nil || len(texts) == 0 {

@@ -154,8 +154,12 @@ func (n *Network) Findings() ([]string, error) {
 		for _, s := range n.host.Subnets(p.Network.Type, p.Bytes) {
 			for _, d := range drops {
 				if remedy := d.Remedy(s); len(remedy) > 0 {
-					out = append(out, fmt.Sprintf("chain %s of nftables table %s %s drops what no rule of it accepts, pod traffic (%s) too; let it through: %s",
-						d.Chain, d.Family, d.Table, s, strings.Join(remedy, " ; ")))
+					kind := "nftables"
+					if d.Legacy {
+						kind = "iptables-legacy's"
+					}
+					out = append(out, fmt.Sprintf("chain %s of %s table %s %s drops what no rule of it accepts, pod traffic (%s) too; let it through: %s",
+						d.Chain, kind, d.Family, d.Table, s, strings.Join(remedy, " ; ")))
 				}
 			}
 		}

@@ -17,6 +17,8 @@ import (
 type Foreign struct {
 	Family       string // "ip", "ip6" or "inet"
 	Table, Chain string
+	// Legacy: the table is not nftables' but of the interface before it, iptables-legacy's.
+	Legacy bool
 
 	rules map[string][]*nftables.Rule // of each chain of the table
 }
@@ -45,6 +47,8 @@ func (f Foreign) Remedy(subnet netip.Prefix) []string {
 	for _, dir := range directions() {
 		switch {
 		case f.accepts(f.Chain, dir, subnet, 0):
+		case f.Legacy:
+			out = append(out, fmt.Sprintf("%s-legacy -I FORWARD %s %s -j ACCEPT", tool, dir.iptables, subnet))
 		case f.Family != "inet" && f.Table == "filter" && f.Chain == "FORWARD": // made by iptables-nft
 			out = append(out, fmt.Sprintf("%s -I FORWARD %s %s -j ACCEPT", tool, dir.iptables, subnet))
 		default:
@@ -147,6 +151,15 @@ func (t *Table) ForeignDrops() ([]Foreign, error) {
 	if err != nil {
 		_ = t.hangUpLocked()
 		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	for _, x := range legacyTables() {
+		f, err := x.legacyDrops()
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			out = append(out, *f)
+		}
 	}
 	return out, nil
 }
