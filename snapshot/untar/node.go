@@ -28,6 +28,9 @@ type node struct {
 
 // file makes a regular file.
 func (u *unpacker) file(n node, h *tar.Header, body io.Reader) error {
+	if err := u.afford(h.Size); err != nil { // before its first byte: a sparse file claims much and brings little
+		return err
+	}
 	fd, err := u.create(n)
 	if err != nil {
 		return err

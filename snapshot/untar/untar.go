@@ -42,7 +42,8 @@ type Options struct {
 	// MaxBytes bounds the sum of all file sizes, holes included; MaxEntries the number of entries. 0: the defaults.
 	MaxBytes   int64
 	MaxEntries int
-	// Room, if not nil, is asked every few megabytes and entries whether to go on: the disk may be filling up.
+	// Room, if not nil, is asked every few megabytes and entries whether to go on: the disk may be filling up. Whether ctx is over is
+	// looked at as often: holes of a sparse file take time and need nothing from the reader.
 	Room func() error
 	// Recipe, if not nil, receives what Rebuild needs to make the same archive again out of the directory.
 	Recipe io.Writer
@@ -73,6 +74,16 @@ func Unpack(ctx context.Context, root *os.File, r io.Reader, o Options) (res Res
 	}
 	if o.MaxEntries == 0 {
 		o.MaxEntries = DefaultMaxEntries
+	}
+	room := o.Room
+	o.Room = func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if room == nil {
+			return nil
+		}
+		return room()
 	}
 	u := &unpacker{Options: o, root: int(root.Fd()), buf: make([]byte, 256<<10), budget: o.MaxBytes}
 	u.res.SelfContained = true
@@ -221,14 +232,23 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, body io.Reader) err
 
 // spend counts what was made, and stops a bomb.
 func (u *unpacker) spend(n int64) error {
-	if u.budget -= n; u.budget < 0 {
-		return errs.Newf(errs.Exhausted, "larger than %d bytes unpacked", u.MaxBytes)
+	if err := u.afford(n); err != nil {
+		return err
 	}
-	if u.since += n; u.since < 32<<20 || u.Room == nil {
+	u.budget -= n
+	if u.since += n; u.since < 32<<20 {
 		return nil
 	}
 	u.since = 0
 	return u.Room()
+}
+
+// afford says whether n bytes more would still do.
+func (u *unpacker) afford(n int64) error {
+	if n > u.budget {
+		return errs.Newf(errs.Exhausted, "larger than %d bytes unpacked", u.MaxBytes)
+	}
+	return nil
 }
 
 func kind(flag byte) string {
