@@ -304,9 +304,7 @@ func TestTerminal(t *testing.T) {
 	fmt.Fprint(in, "bye\n\x04")
 	in.Close()
 	tty.Close()
-	if e := p.exit("web"); e.Status != 0 {
-		t.Errorf("%+v", e)
-	}
+	p.exitsWith("web", 0)
 	want := []string{"stdout F hello\r", "stdout F hello\r", "stdout F bye\r", "stdout F bye\r"}
 	if got := texts(t, log); !slices.Equal(got, want) {
 		t.Errorf("log %q, want %q", got, want)
