@@ -94,7 +94,7 @@ kubelet-smoke: deps build ## a standalone kubelet runs, restarts and logs a stat
 	hack/kubelet-smoke
 
 .PHONY: vm-test
-vm-test: deps ## cgroup v2, AppArmor and systemd in an emulated machine (root; makes it once; 40 min); PARTS='unit e2e critest systemd'
+vm-test: deps ## cgroup v2, AppArmor and systemd in an emulated machine (root; makes it once; an hour); PARTS='unit keeper e2e critest systemd'
 	hack/vm/test $(PARTS)
 
 .PHONY: lint
