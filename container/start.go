@@ -329,7 +329,7 @@ func (l *launching) openRoot(ctx context.Context, d *launch.Description, list []
 	if l.box.HostIPC() {
 		shm = "/dev/shm"
 	}
-	f, err := rootfs.CloneTree(shm, 0)
+	f, err := rootfs.CloneMount(shm)
 	if err != nil {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}

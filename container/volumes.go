@@ -86,7 +86,7 @@ func (l *launching) volumes(ctx context.Context) ([]launch.Mount, error) {
 		if taken[target] {
 			continue
 		}
-		f, err := rootfs.CloneTree(source, 0)
+		f, err := rootfs.CloneMount(source)
 		if err == nil && security(l.r.Config).GetReadonlyRootfs() {
 			if err = rootfs.SetAttr(f, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, 0); err != nil {
 				err = errors.Join(err, f.Close())
@@ -100,7 +100,7 @@ func (l *launching) volumes(ctx context.Context) ([]launch.Mount, error) {
 		}
 	}
 	for i, target := range l.r.Volumes {
-		f, err := rootfs.CloneTree(l.m.volumeDir(l.r.ID, i), 0)
+		f, err := rootfs.CloneMount(l.m.volumeDir(l.r.ID, i))
 		if err == nil && l.userNS != nil {
 			if err = rootfs.MapOwners(f, l.userNS); err != nil {
 				err = errors.Join(err, f.Close())
@@ -121,7 +121,7 @@ func (l *launching) deviceOutsideDev(d *launch.Description, dev rootfs.Device) e
 	if len(dev.Target) > len("/dev/") && dev.Target[:len("/dev/")] == "/dev/" {
 		return nil
 	}
-	f, err := rootfs.CloneTree(dev.Host, 0)
+	f, err := rootfs.CloneMount(dev.Host)
 	if err != nil {
 		return fmt.Errorf("mount device %s: %w", dev.Target, err)
 	}

@@ -5,6 +5,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -220,6 +221,50 @@ func TestContainerMountPropagation(t *testing.T) {
 			c.Stop(0)
 		})
 	}
+}
+
+// What a container mounts below what the runtime gave it stays inside, on a host whose mounts are shared (as systemd makes them): Docker in a pod
+// mounts below a volume of its image, and the host would keep those mounts.
+func TestContainerMountsStayInside(t *testing.T) {
+	n := node(t)
+	pod := kit.RunPod(t, n, podSecurity(func(s *cri.LinuxSandboxSecurityContext) { s.Privileged = true }))
+	host := filepath.Join(t.TempDir(), "dev")
+	if err := unix.Mknod(host, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))); err != nil {
+		t.Fatal(err)
+	}
+	c := pod.Run(testimage.Volumes, kit.Sleep(), security(func(s *cri.LinuxContainerSecurityContext) { s.Privileged = true }),
+		func(c *cri.ContainerConfig) {
+			c.Devices = []*cri.Device{{ContainerPath: "/device", HostPath: host, Permissions: "rw"}}
+		})
+	before := mountTable(t)
+	for _, dir := range []string{"/data/sub", "/dev/shm/sub", "/dev/sub", "/tmp/sub"} {
+		c.Exec("sh", "-c", "mkdir -p "+dir+" && mount -t tmpfs tmpfs "+dir)
+	}
+	for _, file := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/device"} {
+		c.Exec("mount", "--bind", "/etc/passwd", file)
+	}
+	c.Exec("mount", "-t", "tmpfs", "tmpfs", "/data")
+	after := mountTable(t)
+	for _, m := range after {
+		if !slices.Contains(before, m) {
+			t.Errorf("mounted on the host: %s", m)
+		}
+	}
+	for _, m := range before {
+		if !slices.Contains(after, m) {
+			t.Errorf("no longer mounted on the host: %s", m)
+		}
+	}
+	c.Stop(0)
+}
+
+func mountTable(t *testing.T) []string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(string(b), "\n")
 }
 
 func mounted(table, point string) bool { return strings.Contains(table, " "+point+" ") }

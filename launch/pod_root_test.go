@@ -139,7 +139,7 @@ func TestPodInit(t *testing.T) {
 	// It is the pod's reaper: an orphan is gone, not a zombie, once it has ended.
 	b := newBox(t, "sleep 0.01 & sleep 0.02 & exec true")
 	b.join(fds)
-	b.PID, b.PIDNS = launch.PIDJoin, b.list.Add(openNS(t, r.pid, "pid"))
+	b.PID, b.PIDNS, b.PIDMount = launch.PIDJoin, b.list.Add(openNS(t, r.pid, "pid")), b.list.Add(openNS(t, r.pid, "mnt"))
 	if _, ws := b.run(t); ws != 0 {
 		t.Fatalf("status %x", ws)
 	}

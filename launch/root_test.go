@@ -74,6 +74,10 @@ func tree(t testing.TB, path string) *os.File {
 	fd := must[int](t)(unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE))
 	f := os.NewFile(uintptr(fd), path)
 	t.Cleanup(func() { f.Close() })
+	// As the daemon does it: the copy of a shared mount is its peer.
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		t.Fatal(err)
+	}
 	return f
 }
 

@@ -80,7 +80,7 @@ func OpenVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 			return nil, err
 		}
 	}
-	f, err = CloneTree(host, unix.AT_RECURSIVE)
+	f, err = openTree(host, unix.AT_RECURSIVE)
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +121,21 @@ func OpenVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 	return f, nil
 }
 
-// CloneTree copies the mount at path (with AT_RECURSIVE also those below it) into a detached one. Needs Linux 5.2.
-func CloneTree(path string, flags uint) (*os.File, error) {
+// CloneMount copies the mount at path into a detached one, private: the copy of a shared mount is its peer, and what a container then
+// mounts below it would be mounted on the host.
+func CloneMount(path string) (*os.File, error) {
+	f, err := openTree(path, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := SetAttr(f, &unix.MountAttr{Propagation: unix.MS_PRIVATE}, 0); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// openTree copies the mount at path (with AT_RECURSIVE also those below it) into a detached one, a peer if it is shared. Needs Linux 5.2.
+func openTree(path string, flags uint) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)
 	if err != nil {
 		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
