@@ -149,6 +149,7 @@ crictl:
 .PHONY: fixtures
 fixtures: crictl
 	@for t in busybox critest cni-plugins; do hack/tool $$t >/dev/null; done
+	@hack/tool debian >/dev/null || echo "fixtures: no Debian tree: the test on it will say so" >&2
 
 .PHONY: deps
 deps:

@@ -206,11 +206,15 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, body io.Reader) err
 		return u.attributes(u.root, ".", "", h)
 	}
 	dir, base := split(name)
+	hidden, whiteout := strings.CutPrefix(base, whiteoutPrefix)
 	parent, real, err := u.parent(ctx, dir)
+	if whiteout && errors.Is(err, unix.ENOTDIR) {
+		return nil // umoci says of a directory that became a file that all its files are gone
+	}
 	if err != nil {
 		return err
 	}
-	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
+	if whiteout {
 		return u.whiteout(parent, real, hidden)
 	}
 	n := node{parent: parent, base: base, path: join(real, base), name: name}

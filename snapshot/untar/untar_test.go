@@ -275,6 +275,9 @@ func TestWhatComesFromBelow(t *testing.T) {
 	if st := stat(t, d+"/opq"); st.Mode != unix.S_IFDIR|0o755 {
 		t.Errorf("a removed directory lends its mode: %o", st.Mode)
 	}
+	if _, _, err := unpack(t, low, file("plain/.wh.x", ""), file("file", ""), file("file/.wh.x", "")); err != nil {
+		t.Errorf("whiteouts in what is no directory, which hide nothing: %v", err)
+	}
 	if _, _, err := unpack(t, low, file("plain/x", "")); !errors.Is(err, unix.ENOTDIR) {
 		t.Errorf("a file below as parent: %v", err)
 	}
