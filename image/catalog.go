@@ -141,7 +141,7 @@ func (c *catalog) entry(rec *record, config *v1.Image) (*entry, error) {
 	for _, d := range rec.Digests {
 		e.image.RepoDigests = append(e.image.RepoDigests, d.Ref)
 	}
-	for _, k := range rec.Layers {
+	for _, k := range unique(rec.Layers) {
 		l, ok := c.snap.Layer(k)
 		if !ok {
 			return nil, errs.Newf(errs.NotFound, "find layer %s", k)

@@ -6,9 +6,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/snapshot"
 )
 
 // FSUsage is what images, or containers' writable layers, take of a file system.
@@ -44,6 +47,41 @@ func (s *Store) Usage(ctx context.Context) (images, containers FSUsage, err erro
 	containers = FSUsage{MountPoint: mount, At: now}
 	containers.Bytes, containers.Inodes = s.snap.UsageAll()
 	return images, containers, nil
+}
+
+// DiskUsage is an image and how the space that its layers take divides.
+type DiskUsage struct {
+	Image
+	// Shared is the part of Size that other images have too: removing this one gives Size - Shared back.
+	Shared uint64
+}
+
+// Disk lists the images, sorted by id, with what each shares with others. Nothing is measured for it.
+func (s *Store) Disk() []DiskUsage {
+	images, users := s.List(), map[snapshot.Key]int{}
+	for _, i := range images {
+		for _, k := range unique(i.Layers) {
+			users[k]++
+		}
+	}
+	out := make([]DiskUsage, 0, len(images))
+	for _, i := range images {
+		d := DiskUsage{Image: i}
+		for _, k := range unique(i.Layers) {
+			if l, ok := s.snap.Layer(k); ok && users[k] > 1 {
+				d.Shared += l.Bytes
+			}
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// unique gives each layer once: an image may have the same twice.
+func unique(keys []snapshot.Key) []snapshot.Key {
+	keys = slices.Clone(keys)
+	slices.Sort(keys)
+	return slices.Compact(keys)
 }
 
 // MountPoint is where the file system of images and writable layers is mounted.

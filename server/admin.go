@@ -77,6 +77,8 @@ type AdminOptions struct {
 	Planner    Planner
 	Watcher    Watcher
 	Checker    Checker
+	// Images lists the images with the disk space that each takes.
+	Images func() []*admin.StoredImage
 	// Pulls lists the pulls under way.
 	Pulls func() []*admin.Pull
 	Log   *slog.Logger
@@ -137,6 +139,14 @@ func (s *adminService) Why(_ context.Context, r *admin.WhyRequest) (*admin.WhyRe
 		}
 	}
 	return resp, nil
+}
+
+// Images implements admin.AdminServer.
+func (s *adminService) Images(context.Context, *admin.ImagesRequest) (*admin.ImagesResponse, error) {
+	if s.o.Images == nil {
+		return nil, missing("images")
+	}
+	return &admin.ImagesResponse{Images: s.o.Images()}, nil
 }
 
 // Pulls implements admin.AdminServer.

@@ -69,6 +69,15 @@ func (a imageAdapter) List() []server.Image {
 // Remove implements server.Images.
 func (a imageAdapter) Remove(ctx context.Context, ref string) error { return a.store.Remove(ctx, ref) }
 
+// Stored lists the images with the disk space that each takes in the admin service's terms.
+func (a imageAdapter) Stored() []*admin.StoredImage {
+	var out []*admin.StoredImage
+	for _, i := range a.store.Disk() {
+		out = append(out, &admin.StoredImage{Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: i.Size, Shared: i.Shared, Pinned: i.Pinned})
+	}
+	return out
+}
+
 // Pulls lists the pulls under way in the admin service's terms.
 func (a imageAdapter) Pulls() []*admin.Pull {
 	var out []*admin.Pull

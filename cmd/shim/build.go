@@ -222,7 +222,8 @@ func (n *node) services(b base, m *managers) error {
 		Stats: meter, Events: m.events, URLs: streams, Log: n.log,
 	}
 	n.admin = server.AdminOptions{
-		Version: version, Sandboxes: m.sandboxes, Containers: m.containers, Archives: imageAdapter{b.images}, Pulls: imageAdapter{b.images}.Pulls,
+		Version: version, Sandboxes: m.sandboxes, Containers: m.containers, Archives: imageAdapter{b.images},
+		Images: imageAdapter{b.images}.Stored, Pulls: imageAdapter{b.images}.Pulls,
 		Planner: m.containers, Watcher: watcher{m.sandboxes, m.containers}, Log: n.log,
 		Checker: &checker{sandboxes: m.sandboxes, containers: m.containers, network: b.network, proc: "/proc"},
 	}

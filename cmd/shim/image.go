@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim.dev/proto/admin"
 )
 
 func imageCommand(f *flags) *cobra.Command {
@@ -22,15 +24,15 @@ func imageListCommand(f *flags) *cobra.Command {
 	var o output
 	c := &cobra.Command{
 		Use:     "list",
-		Short:   "List images",
+		Short:   "List images, the disk space of each, and how much of that it shares with others",
 		Example: "  shim image list -o json",
 		Args:    cobra.NoArgs,
 		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
-			resp, err := to.images.ListImages(c.Context(), &cri.ListImagesRequest{})
+			resp, err := to.admin.Images(c.Context(), &admin.ImagesRequest{})
 			if err != nil {
 				return err
 			}
-			return o.print(c.OutOrStdout(), resp.Images, "ID\tSIZE\tNAME", func(w io.Writer) {
+			return o.print(c.OutOrStdout(), resp.Images, "ID\tSIZE\tSHARED\tNAME", func(w io.Writer) {
 				for _, i := range resp.Images {
 					printImage(w, i)
 				}
@@ -41,7 +43,7 @@ func imageListCommand(f *flags) *cobra.Command {
 	return c
 }
 
-func printImage(w io.Writer, i *cri.Image) {
+func printImage(w io.Writer, i *admin.StoredImage) {
 	names := i.RepoTags
 	if len(names) == 0 {
 		names = i.RepoDigests
@@ -50,7 +52,7 @@ func printImage(w io.Writer, i *cri.Image) {
 		names = []string{"-"}
 	}
 	for _, n := range names {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", short(i.Id), size(i.Size), n)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", short(i.Id), size(i.Size), size(i.Shared), n)
 	}
 }
 

@@ -45,6 +45,7 @@ type adminDaemon struct {
 	activities []*admin.Activity
 	imported   *admin.ImportRequest
 	pulls      []*admin.Pull
+	stored     []*admin.StoredImage
 }
 
 func (d *daemon) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
@@ -141,6 +142,10 @@ func (d *adminDaemon) Plan(_ context.Context, r *admin.PlanRequest) (*admin.Plan
 	return &admin.PlanResponse{Text: "plan of " + r.ContainerId + "\n"}, nil
 }
 
+func (d *adminDaemon) Images(context.Context, *admin.ImagesRequest) (*admin.ImagesResponse, error) {
+	return &admin.ImagesResponse{Images: d.stored}, nil
+}
+
 func (d *adminDaemon) Pulls(context.Context, *admin.PullsRequest) (*admin.PullsResponse, error) {
 	return &admin.PullsResponse{Pulls: d.pulls}, nil
 }
@@ -174,6 +179,11 @@ func newDaemon() *daemon {
 			{Id: "sha256:i3", RepoDigests: []string{"x@sha256:d"}},
 			{Id: "sha256:i4", Pinned: true},
 		},
+		admin: adminDaemon{stored: []*admin.StoredImage{
+			{Id: "sha256:i1", RepoTags: []string{"nginx:1", "nginx:latest"}, Size: 5 << 20, Shared: 2 << 20},
+			{Id: "sha256:i3", RepoDigests: []string{"x@sha256:d"}, Size: 1},
+			{Id: "sha256:i4", Size: 1},
+		}},
 	}
 }
 
@@ -228,7 +238,7 @@ func TestCommands(t *testing.T) {
 		{"ps", "ID            STATE    AGE  NAME         IMAGE\naaaaaaaaaaaa  ready    3d   default/web  \ncccccccccccc  running  3d   └ nginx      nginx:1\n"},
 		{"ps -a", "ID            STATE     AGE  NAME          IMAGE\naaaaaaaaaaaa  ready     3d   default/web   \ncccccccccccc  running   3d   └ nginx       nginx:1\n" +
 			"dddddddddddd  exited    3d   └ init        busybox\nbbbbbbbbbbbb  notready  3d   default/gone  \n"},
-		{"image list", "ID  SIZE     NAME\ni1  5.0 MiB  nginx:1\ni1  5.0 MiB  nginx:latest\ni2  0 B      busybox\ni3  0 B      x@sha256:d\ni4  0 B      -\n"},
+		{"image list", "ID  SIZE     SHARED   NAME\ni1  5.0 MiB  2.0 MiB  nginx:1\ni1  5.0 MiB  2.0 MiB  nginx:latest\ni3  1 B      0 B      x@sha256:d\ni4  1 B      0 B      -\n"},
 		{"image prune", "sha256:i3 \n"},
 		{"image pull busybox", "sha256:new\n"},
 		{"image import --name a:1 /tmp/x.tar", "sha256:imp a:1\n"},

@@ -120,7 +120,7 @@ func (x Finding_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Level.Descriptor instead.
 func (Finding_Level) EnumDescriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23, 0}
+	return file_admin_proto_rawDescGZIP(), []int{26, 0}
 }
 
 type VersionRequest struct {
@@ -987,6 +987,174 @@ func (x *Activity) GetSince() int64 {
 	return 0
 }
 
+type ImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagesRequest) Reset() {
+	*x = ImagesRequest{}
+	mi := &file_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagesRequest) ProtoMessage() {}
+
+func (x *ImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagesRequest.ProtoReflect.Descriptor instead.
+func (*ImagesRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{17}
+}
+
+type ImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*StoredImage         `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagesResponse) Reset() {
+	*x = ImagesResponse{}
+	mi := &file_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagesResponse) ProtoMessage() {}
+
+func (x *ImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagesResponse.ProtoReflect.Descriptor instead.
+func (*ImagesResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ImagesResponse) GetImages() []*StoredImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// StoredImage is an image and the disk space that its layers take.
+type StoredImage struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	RepoTags    []string               `protobuf:"bytes,2,rep,name=repo_tags,json=repoTags,proto3" json:"repo_tags,omitempty"`
+	RepoDigests []string               `protobuf:"bytes,3,rep,name=repo_digests,json=repoDigests,proto3" json:"repo_digests,omitempty"`
+	// Bytes of all its layers.
+	Size uint64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	// Bytes of the layers that other images have too: removing this image gives size - shared back.
+	Shared uint64 `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	// The kubelet does not remove it.
+	Pinned        bool `protobuf:"varint,6,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredImage) Reset() {
+	*x = StoredImage{}
+	mi := &file_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredImage) ProtoMessage() {}
+
+func (x *StoredImage) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
+func (*StoredImage) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *StoredImage) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StoredImage) GetRepoTags() []string {
+	if x != nil {
+		return x.RepoTags
+	}
+	return nil
+}
+
+func (x *StoredImage) GetRepoDigests() []string {
+	if x != nil {
+		return x.RepoDigests
+	}
+	return nil
+}
+
+func (x *StoredImage) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *StoredImage) GetShared() uint64 {
+	if x != nil {
+		return x.Shared
+	}
+	return 0
+}
+
+func (x *StoredImage) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
 type PullsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -995,7 +1163,7 @@ type PullsRequest struct {
 
 func (x *PullsRequest) Reset() {
 	*x = PullsRequest{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1175,7 @@ func (x *PullsRequest) String() string {
 func (*PullsRequest) ProtoMessage() {}
 
 func (x *PullsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1188,7 @@ func (x *PullsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullsRequest.ProtoReflect.Descriptor instead.
 func (*PullsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type PullsResponse struct {
@@ -1032,7 +1200,7 @@ type PullsResponse struct {
 
 func (x *PullsResponse) Reset() {
 	*x = PullsResponse{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1212,7 @@ func (x *PullsResponse) String() string {
 func (*PullsResponse) ProtoMessage() {}
 
 func (x *PullsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1225,7 @@ func (x *PullsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullsResponse.ProtoReflect.Descriptor instead.
 func (*PullsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PullsResponse) GetPulls() []*Pull {
@@ -1082,7 +1250,7 @@ type Pull struct {
 
 func (x *Pull) Reset() {
 	*x = Pull{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1262,7 @@ func (x *Pull) String() string {
 func (*Pull) ProtoMessage() {}
 
 func (x *Pull) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1275,7 @@ func (x *Pull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pull.ProtoReflect.Descriptor instead.
 func (*Pull) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Pull) GetReference() string {
@@ -1145,7 +1313,7 @@ type PullLayer struct {
 
 func (x *PullLayer) Reset() {
 	*x = PullLayer{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1325,7 @@ func (x *PullLayer) String() string {
 func (*PullLayer) ProtoMessage() {}
 
 func (x *PullLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1338,7 @@ func (x *PullLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullLayer.ProtoReflect.Descriptor instead.
 func (*PullLayer) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PullLayer) GetDigest() string {
@@ -1209,7 +1377,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1389,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1402,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type CheckResponse struct {
@@ -1246,7 +1414,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1426,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1439,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -1294,7 +1462,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1474,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1487,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Finding) GetLevel() Finding_Level {
@@ -1401,7 +1569,17 @@ const file_admin_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x1c\n" +
 	"\toperation\x18\x03 \x01(\tR\toperation\x12\x14\n" +
 	"\x05stage\x18\x04 \x01(\tR\x05stage\x12\x14\n" +
-	"\x05since\x18\x05 \x01(\x03R\x05since\"\x0e\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\"\x0f\n" +
+	"\rImagesRequest\"D\n" +
+	"\x0eImagesResponse\x122\n" +
+	"\x06images\x18\x01 \x03(\v2\x1a.shim.admin.v1.StoredImageR\x06images\"\xa1\x01\n" +
+	"\vStoredImage\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
+	"\trepo_tags\x18\x02 \x03(\tR\brepoTags\x12!\n" +
+	"\frepo_digests\x18\x03 \x03(\tR\vrepoDigests\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\x04R\x06shared\x12\x16\n" +
+	"\x06pinned\x18\x06 \x01(\bR\x06pinned\"\x0e\n" +
 	"\fPullsRequest\":\n" +
 	"\rPullsResponse\x12)\n" +
 	"\x05pulls\x18\x01 \x03(\v2\x13.shim.admin.v1.PullR\x05pulls\"l\n" +
@@ -1424,7 +1602,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05Level\x12\x06\n" +
 	"\x02OK\x10\x00\x12\b\n" +
 	"\x04NOTE\x10\x01\x12\a\n" +
-	"\x03BAD\x10\x022\x85\x05\n" +
+	"\x03BAD\x10\x022\xce\x05\n" +
 	"\x05Admin\x12J\n" +
 	"\aVersion\x12\x1d.shim.admin.v1.VersionRequest\x1a\x1e.shim.admin.v1.VersionResponse\"\x00\x12G\n" +
 	"\x06Import\x12\x1c.shim.admin.v1.ImportRequest\x1a\x1d.shim.admin.v1.ImportResponse\"\x00\x12D\n" +
@@ -1432,7 +1610,8 @@ const file_admin_proto_rawDesc = "" +
 	"\x06Export\x12\x1c.shim.admin.v1.ExportRequest\x1a\x1d.shim.admin.v1.ExportResponse\"\x000\x01\x12G\n" +
 	"\x06Verify\x12\x1c.shim.admin.v1.VerifyRequest\x1a\x1d.shim.admin.v1.VerifyResponse\"\x00\x12A\n" +
 	"\x04Plan\x12\x1a.shim.admin.v1.PlanRequest\x1a\x1b.shim.admin.v1.PlanResponse\"\x00\x12>\n" +
-	"\x03Why\x12\x19.shim.admin.v1.WhyRequest\x1a\x1a.shim.admin.v1.WhyResponse\"\x00\x12D\n" +
+	"\x03Why\x12\x19.shim.admin.v1.WhyRequest\x1a\x1a.shim.admin.v1.WhyResponse\"\x00\x12G\n" +
+	"\x06Images\x12\x1c.shim.admin.v1.ImagesRequest\x1a\x1d.shim.admin.v1.ImagesResponse\"\x00\x12D\n" +
 	"\x05Pulls\x12\x1b.shim.admin.v1.PullsRequest\x1a\x1c.shim.admin.v1.PullsResponse\"\x00\x12D\n" +
 	"\x05Check\x12\x1b.shim.admin.v1.CheckRequest\x1a\x1c.shim.admin.v1.CheckResponse\"\x00B\x19Z\x17crishim.dev/proto/adminb\x06proto3"
 
@@ -1449,7 +1628,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_admin_proto_goTypes = []any{
 	(VerifiedLayer_Result)(0), // 0: shim.admin.v1.VerifiedLayer.Result
 	(Finding_Level)(0),        // 1: shim.admin.v1.Finding.Level
@@ -1470,13 +1649,16 @@ var file_admin_proto_goTypes = []any{
 	(*WhyRequest)(nil),        // 16: shim.admin.v1.WhyRequest
 	(*WhyResponse)(nil),       // 17: shim.admin.v1.WhyResponse
 	(*Activity)(nil),          // 18: shim.admin.v1.Activity
-	(*PullsRequest)(nil),      // 19: shim.admin.v1.PullsRequest
-	(*PullsResponse)(nil),     // 20: shim.admin.v1.PullsResponse
-	(*Pull)(nil),              // 21: shim.admin.v1.Pull
-	(*PullLayer)(nil),         // 22: shim.admin.v1.PullLayer
-	(*CheckRequest)(nil),      // 23: shim.admin.v1.CheckRequest
-	(*CheckResponse)(nil),     // 24: shim.admin.v1.CheckResponse
-	(*Finding)(nil),           // 25: shim.admin.v1.Finding
+	(*ImagesRequest)(nil),     // 19: shim.admin.v1.ImagesRequest
+	(*ImagesResponse)(nil),    // 20: shim.admin.v1.ImagesResponse
+	(*StoredImage)(nil),       // 21: shim.admin.v1.StoredImage
+	(*PullsRequest)(nil),      // 22: shim.admin.v1.PullsRequest
+	(*PullsResponse)(nil),     // 23: shim.admin.v1.PullsResponse
+	(*Pull)(nil),              // 24: shim.admin.v1.Pull
+	(*PullLayer)(nil),         // 25: shim.admin.v1.PullLayer
+	(*CheckRequest)(nil),      // 26: shim.admin.v1.CheckRequest
+	(*CheckResponse)(nil),     // 27: shim.admin.v1.CheckResponse
+	(*Finding)(nil),           // 28: shim.admin.v1.Finding
 }
 var file_admin_proto_depIdxs = []int32{
 	6,  // 0: shim.admin.v1.ImportResponse.images:type_name -> shim.admin.v1.ImportedImage
@@ -1484,33 +1666,36 @@ var file_admin_proto_depIdxs = []int32{
 	13, // 2: shim.admin.v1.VerifyResponse.layers:type_name -> shim.admin.v1.VerifiedLayer
 	0,  // 3: shim.admin.v1.VerifiedLayer.result:type_name -> shim.admin.v1.VerifiedLayer.Result
 	18, // 4: shim.admin.v1.WhyResponse.activities:type_name -> shim.admin.v1.Activity
-	21, // 5: shim.admin.v1.PullsResponse.pulls:type_name -> shim.admin.v1.Pull
-	22, // 6: shim.admin.v1.Pull.layers:type_name -> shim.admin.v1.PullLayer
-	25, // 7: shim.admin.v1.CheckResponse.findings:type_name -> shim.admin.v1.Finding
-	1,  // 8: shim.admin.v1.Finding.level:type_name -> shim.admin.v1.Finding.Level
-	2,  // 9: shim.admin.v1.Admin.Version:input_type -> shim.admin.v1.VersionRequest
-	4,  // 10: shim.admin.v1.Admin.Import:input_type -> shim.admin.v1.ImportRequest
-	7,  // 11: shim.admin.v1.Admin.Adopt:input_type -> shim.admin.v1.AdoptRequest
-	9,  // 12: shim.admin.v1.Admin.Export:input_type -> shim.admin.v1.ExportRequest
-	11, // 13: shim.admin.v1.Admin.Verify:input_type -> shim.admin.v1.VerifyRequest
-	14, // 14: shim.admin.v1.Admin.Plan:input_type -> shim.admin.v1.PlanRequest
-	16, // 15: shim.admin.v1.Admin.Why:input_type -> shim.admin.v1.WhyRequest
-	19, // 16: shim.admin.v1.Admin.Pulls:input_type -> shim.admin.v1.PullsRequest
-	23, // 17: shim.admin.v1.Admin.Check:input_type -> shim.admin.v1.CheckRequest
-	3,  // 18: shim.admin.v1.Admin.Version:output_type -> shim.admin.v1.VersionResponse
-	5,  // 19: shim.admin.v1.Admin.Import:output_type -> shim.admin.v1.ImportResponse
-	8,  // 20: shim.admin.v1.Admin.Adopt:output_type -> shim.admin.v1.AdoptResponse
-	10, // 21: shim.admin.v1.Admin.Export:output_type -> shim.admin.v1.ExportResponse
-	12, // 22: shim.admin.v1.Admin.Verify:output_type -> shim.admin.v1.VerifyResponse
-	15, // 23: shim.admin.v1.Admin.Plan:output_type -> shim.admin.v1.PlanResponse
-	17, // 24: shim.admin.v1.Admin.Why:output_type -> shim.admin.v1.WhyResponse
-	20, // 25: shim.admin.v1.Admin.Pulls:output_type -> shim.admin.v1.PullsResponse
-	24, // 26: shim.admin.v1.Admin.Check:output_type -> shim.admin.v1.CheckResponse
-	18, // [18:27] is the sub-list for method output_type
-	9,  // [9:18] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	21, // 5: shim.admin.v1.ImagesResponse.images:type_name -> shim.admin.v1.StoredImage
+	24, // 6: shim.admin.v1.PullsResponse.pulls:type_name -> shim.admin.v1.Pull
+	25, // 7: shim.admin.v1.Pull.layers:type_name -> shim.admin.v1.PullLayer
+	28, // 8: shim.admin.v1.CheckResponse.findings:type_name -> shim.admin.v1.Finding
+	1,  // 9: shim.admin.v1.Finding.level:type_name -> shim.admin.v1.Finding.Level
+	2,  // 10: shim.admin.v1.Admin.Version:input_type -> shim.admin.v1.VersionRequest
+	4,  // 11: shim.admin.v1.Admin.Import:input_type -> shim.admin.v1.ImportRequest
+	7,  // 12: shim.admin.v1.Admin.Adopt:input_type -> shim.admin.v1.AdoptRequest
+	9,  // 13: shim.admin.v1.Admin.Export:input_type -> shim.admin.v1.ExportRequest
+	11, // 14: shim.admin.v1.Admin.Verify:input_type -> shim.admin.v1.VerifyRequest
+	14, // 15: shim.admin.v1.Admin.Plan:input_type -> shim.admin.v1.PlanRequest
+	16, // 16: shim.admin.v1.Admin.Why:input_type -> shim.admin.v1.WhyRequest
+	19, // 17: shim.admin.v1.Admin.Images:input_type -> shim.admin.v1.ImagesRequest
+	22, // 18: shim.admin.v1.Admin.Pulls:input_type -> shim.admin.v1.PullsRequest
+	26, // 19: shim.admin.v1.Admin.Check:input_type -> shim.admin.v1.CheckRequest
+	3,  // 20: shim.admin.v1.Admin.Version:output_type -> shim.admin.v1.VersionResponse
+	5,  // 21: shim.admin.v1.Admin.Import:output_type -> shim.admin.v1.ImportResponse
+	8,  // 22: shim.admin.v1.Admin.Adopt:output_type -> shim.admin.v1.AdoptResponse
+	10, // 23: shim.admin.v1.Admin.Export:output_type -> shim.admin.v1.ExportResponse
+	12, // 24: shim.admin.v1.Admin.Verify:output_type -> shim.admin.v1.VerifyResponse
+	15, // 25: shim.admin.v1.Admin.Plan:output_type -> shim.admin.v1.PlanResponse
+	17, // 26: shim.admin.v1.Admin.Why:output_type -> shim.admin.v1.WhyResponse
+	20, // 27: shim.admin.v1.Admin.Images:output_type -> shim.admin.v1.ImagesResponse
+	23, // 28: shim.admin.v1.Admin.Pulls:output_type -> shim.admin.v1.PullsResponse
+	27, // 29: shim.admin.v1.Admin.Check:output_type -> shim.admin.v1.CheckResponse
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1524,7 +1709,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

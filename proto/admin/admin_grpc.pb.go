@@ -27,6 +27,7 @@ const (
 	Admin_Verify_FullMethodName  = "/shim.admin.v1.Admin/Verify"
 	Admin_Plan_FullMethodName    = "/shim.admin.v1.Admin/Plan"
 	Admin_Why_FullMethodName     = "/shim.admin.v1.Admin/Why"
+	Admin_Images_FullMethodName  = "/shim.admin.v1.Admin/Images"
 	Admin_Pulls_FullMethodName   = "/shim.admin.v1.Admin/Pulls"
 	Admin_Check_FullMethodName   = "/shim.admin.v1.Admin/Check"
 )
@@ -51,6 +52,8 @@ type AdminClient interface {
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// Why tells what operations on a pod and its containers are under way, and since when.
 	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
+	// Images lists the images with the disk space that each takes.
+	Images(ctx context.Context, in *ImagesRequest, opts ...grpc.CallOption) (*ImagesResponse, error)
 	// Pulls tells which images are being pulled, and how far each is.
 	Pulls(ctx context.Context, in *PullsRequest, opts ...grpc.CallOption) (*PullsResponse, error)
 	// Check compares the host with what is needed, and the store with the kernel.
@@ -144,6 +147,16 @@ func (c *adminClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.Call
 	return out, nil
 }
 
+func (c *adminClient) Images(ctx context.Context, in *ImagesRequest, opts ...grpc.CallOption) (*ImagesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImagesResponse)
+	err := c.cc.Invoke(ctx, Admin_Images_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Pulls(ctx context.Context, in *PullsRequest, opts ...grpc.CallOption) (*PullsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PullsResponse)
@@ -184,6 +197,8 @@ type AdminServer interface {
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// Why tells what operations on a pod and its containers are under way, and since when.
 	Why(context.Context, *WhyRequest) (*WhyResponse, error)
+	// Images lists the images with the disk space that each takes.
+	Images(context.Context, *ImagesRequest) (*ImagesResponse, error)
 	// Pulls tells which images are being pulled, and how far each is.
 	Pulls(context.Context, *PullsRequest) (*PullsResponse, error)
 	// Check compares the host with what is needed, and the store with the kernel.
@@ -218,6 +233,9 @@ func (UnimplementedAdminServer) Plan(context.Context, *PlanRequest) (*PlanRespon
 }
 func (UnimplementedAdminServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedAdminServer) Images(context.Context, *ImagesRequest) (*ImagesResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Images not implemented")
 }
 func (UnimplementedAdminServer) Pulls(context.Context, *PullsRequest) (*PullsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Pulls not implemented")
@@ -365,6 +383,24 @@ func _Admin_Why_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Images_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImagesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Images(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Images_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Images(ctx, req.(*ImagesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Pulls_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PullsRequest)
 	if err := dec(in); err != nil {
@@ -431,6 +467,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Why",
 			Handler:    _Admin_Why_Handler,
+		},
+		{
+			MethodName: "Images",
+			Handler:    _Admin_Images_Handler,
 		},
 		{
 			MethodName: "Pulls",
