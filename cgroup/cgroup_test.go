@@ -322,7 +322,8 @@ func TestKillEndsWithItsContext(t *testing.T) {
 	until(t, "the process", populated(g, 1))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := g.Kill(ctx); !errors.Is(err, context.Canceled) {
+	// It may have been faster than anybody's look at the context.
+	if err := g.Kill(ctx); !errors.Is(err, context.Canceled) && (err != nil || !populated(g, 0)()) {
 		t.Errorf("Kill with a cancelled context: %v", err)
 	}
 }

@@ -90,6 +90,11 @@ func (p *Part) Kill(ctx context.Context) error { return p.sub.Kill(ctx) }
 func (p *Part) Remove(ctx context.Context) error {
 	h := p.sub.m.all[0]
 	err := gone(h.rmdir(p.sub.path))
+	if busy(err) && h.v2 {
+		// What forks faster than it can be moved is held; who is moved goes on.
+		_ = h.write(p.sub.path, "cgroup.freeze", "1")
+		defer func() { _ = h.write(p.sub.path, "cgroup.freeze", "0") }() // of a part that stays
+	}
 	deadline := time.Now().Add(removeFor)
 	// In rounds: a process that was listed may have ended, and its child be there instead.
 	for wait := 50 * time.Microsecond; busy(err) && time.Now().Before(deadline); wait = min(2*wait, step) {

@@ -96,6 +96,7 @@ func TestUserNamespaceRootIsLockedIn(t *testing.T) {
 		mappedVolume(base, &cri.Mount{HostPath: dir, ContainerPath: "/ro", Readonly: true}),
 		mount(&cri.Mount{HostPath: plain, ContainerPath: "/plain"}),
 		security(func(s *cri.LinuxContainerSecurityContext) {
+			noAppArmor(s)
 			s.Capabilities = &cri.Capability{AddCapabilities: []string{"ALL"}}
 			s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/keys"}, []string{"/proc/sys"}
 		}))
@@ -121,6 +122,11 @@ func TestUserNamespaceRootIsLockedIn(t *testing.T) {
 	}
 }
 
+// noAppArmor leaves mounts to the kernel's own rules: the default profile forbids all of them.
+func noAppArmor(s *cri.LinuxContainerSecurityContext) {
+	s.Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
+}
+
 // defaultMasks are what kubelet asks for unless procMount is Unmasked.
 func defaultMasks(s *cri.LinuxContainerSecurityContext) {
 	s.MaskedPaths = []string{
@@ -136,6 +142,7 @@ func TestUserNamespaceMountsAreLocked(t *testing.T) {
 	const base = 350000
 	all := security(func(s *cri.LinuxContainerSecurityContext) {
 		defaultMasks(s)
+		noAppArmor(s)
 		s.Capabilities = &cri.Capability{AddCapabilities: []string{"ALL"}}
 	})
 	own := security(func(s *cri.LinuxContainerSecurityContext) { s.NamespaceOptions.Pid = cri.NamespaceMode_POD })
@@ -173,6 +180,7 @@ func TestUserNamespaceMountsAreLocked(t *testing.T) {
 	}
 	// Without masks there is nothing to hide: kubelet's procMount Unmasked is what nested containers need.
 	c := kit.RunPod(t, n, mapped(base)).Run(testimage.Busybox, kit.Sleep(), security(func(s *cri.LinuxContainerSecurityContext) {
+		noAppArmor(s)
 		s.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
 	}))
 	c.Exec("sh", "-c", "mkdir /p /s && mount -t proc proc /p && test -d /p/1 && mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /s")
