@@ -3,6 +3,7 @@
 package image_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -130,5 +131,44 @@ func TestAdoptFromRunningContainerd(t *testing.T) {
 	}
 	_, _, err = n.ImportContainerd(t.Context(), c.dir+"/root", "moby")
 	wantKind(t, err, errs.NotFound, "moby")
+	n.clean(t)
+}
+
+// The library that CRI-O keeps its images with is skopeo's, too: what it wrote is taken over and verified.
+func TestAdoptFromContainersStorage(t *testing.T) {
+	if _, err := exec.LookPath("skopeo"); err != nil {
+		t.Skip("skopeo is not installed (hack/deps)")
+	}
+	n, dir := open(t, t.TempDir(), nil), t.TempDir()
+	capable := registrytest.File("usr/bin/ping", "x")
+	capable.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"}
+	img := registrytest.NewImage(t, [][]byte{
+		registrytest.Tar(t, registrytest.Dir("etc"), registrytest.File("etc/motd", "low"), registrytest.File("etc/gone", noise(100_000))),
+		registrytest.Tar(t, registrytest.Dir("etc"), registrytest.File("etc/motd", "high"), registrytest.File("etc/.wh.gone", ""), link(tar.TypeSymlink, "motd", "/etc/motd"),
+			registrytest.Dir("usr"), registrytest.Dir("usr/bin"), capable, link(tar.TypeLink, "usr/bin/ping6", "usr/bin/ping")),
+	}, nil, nil)
+	layout := writeDir(t, layoutFiles(t, img, map[string]string{v1.AnnotationRefName: "v"}))
+	storage := fmt.Sprintf("containers-storage:[overlay@%s/root+%s/run]docker.io/library/app:v", dir, dir)
+	// In a mount namespace of its own: it leaves a mount of its directory onto itself behind.
+	copied := exec.CommandContext(t.Context(), "skopeo", "--insecure-policy", "copy", "oci:"+layout+":v", storage)
+	copied.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := copied.CombinedOutput(); err != nil {
+		t.Fatalf("skopeo: %v: %s", err, out)
+	}
+	got, failed, err := n.ImportCRIO(t.Context(), dir+"/root")
+	if err != nil || len(got) != 1 || len(failed) > 0 {
+		t.Fatalf("%+v, %v, %v", got, failed, err)
+	}
+	i, err := n.Resolve("app:v")
+	if err != nil || i.ID != img.ID() {
+		t.Fatalf("%+v, %v", i, err)
+	}
+	if s := n.read(t, i, "etc/motd"); s != "high" {
+		t.Errorf("motd %q", s)
+	}
+	checks, err := n.Verify(t.Context(), i.ID)
+	if err != nil || len(checks) != 2 || checks[0].Err != nil || checks[1].Err != nil {
+		t.Errorf("%+v, %v", checks, err)
+	}
 	n.clean(t)
 }

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -90,14 +91,38 @@ func run(ctx context.Context, o options) (err error) {
 		all = append(all, got...)
 	}
 	report(all)
-	if o.out == "" {
-		return nil
+	if o.out != "" {
+		b, err := json.MarshalIndent(all, "", "\t")
+		if err == nil {
+			err = os.WriteFile(o.out, b, 0o600)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	b, err := json.MarshalIndent(all, "", "\t")
-	if err != nil {
-		return err
+	return judge(all)
+}
+
+// What a pull by shim may take at most, in bytes: memory over idle, and disk over what stays.
+const (
+	mostMemory = 150 << 20
+	mostDisk   = 64 << 20
+)
+
+// judge fails when shim took more than it may. Times are not judged: they are the machine's as much.
+func judge(all []*figures) (err error) {
+	for _, f := range all {
+		if !strings.HasPrefix(f.Runtime, "shim") {
+			continue
+		}
+		if f.PeakMemory > mostMemory {
+			err = errors.Join(err, fmt.Errorf("%s: the daemon rose by %.0f MB; at most %.0f are allowed", f.Format, float64(f.PeakMemory)/1e6, float64(mostMemory)/1e6))
+		}
+		if over := f.PeakDisk - f.Disk; over > mostDisk {
+			err = errors.Join(err, fmt.Errorf("%s: %.0f MB of disk more than what stays; at most %.0f are allowed", f.Format, float64(over)/1e6, float64(mostDisk)/1e6))
+		}
 	}
-	return os.WriteFile(o.out, b, 0o600)
+	return err
 }
 
 // compare lets the runtimes pull in turns. Each is started afresh, so that its memory before the first pull is what idling takes.
