@@ -218,14 +218,17 @@ func reason(r io.Reader) string {
 	return string(data)
 }
 
-// wsDial opens a WebSocket with the channel protocol in its version 4.
-func wsDial(t *testing.T, url string) *websocket.Conn {
+// wsDial opens a WebSocket with the channel protocol in its version 4, or those of versions.
+func wsDial(t *testing.T, url string, versions ...string) *websocket.Conn {
 	t.Helper()
 	cfg, err := websocket.NewConfig("ws"+strings.TrimPrefix(url, "http"), "http://localhost/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Protocol = []string{"v4.channel.k8s.io"}
+	if len(versions) == 0 {
+		versions = []string{remotecommand.StreamProtocolV4Name}
+	}
+	cfg.Protocol = versions
 	conn, err := websocket.DialConfig(cfg)
 	if err != nil {
 		t.Fatal(err)

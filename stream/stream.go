@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package stream serves the connections behind the URLs that Exec, Attach and PortForward return: SPDY and WebSocket, by
-// k8s.io/cri-streaming's protocol handlers.
+// k8s.io/cri-streaming's protocol handlers, and by one of its own for the one version that those lack.
 //
 // A URL carries a token that works once and for a minute. The request that a token stands for is kept here, so nothing
 // in the URL can be changed by who uses it. The context of a request ends when its connection does, also after the
@@ -26,6 +26,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"crishim.dev/internal/errs"
 )
@@ -212,27 +213,51 @@ func (s *Server) handle(f func(w http.ResponseWriter, r *http.Request, request a
 
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, request any) bool {
 	q, ok := request.(*cri.ExecRequest)
-	if ok {
-		o := &remotecommand.Options{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, TTY: q.Tty}
-		remotecommand.ServeExec(w, r, adapter{s, o}, "", "", q.ContainerId, q.Cmd, o, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	if !ok {
+		return false
 	}
-	return ok
+	o := &remotecommand.Options{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, TTY: q.Tty}
+	a := adapter{s, o}
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveSocket(w, r, o, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return a.ExecInContainer(ctx, "", "", q.ContainerId, q.Cmd, in, out, err, q.Tty, resize, 0)
+		})
+		return true
+	}
+	remotecommand.ServeExec(w, r, a, "", "", q.ContainerId, q.Cmd, o, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	return true
 }
 
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, request any) bool {
 	q, ok := request.(*cri.AttachRequest)
-	if ok {
-		o := &remotecommand.Options{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, TTY: q.Tty}
-		remotecommand.ServeAttach(w, r, adapter{s, o}, "", "", q.ContainerId, o, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	if !ok {
+		return false
 	}
-	return ok
+	o := &remotecommand.Options{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, TTY: q.Tty}
+	a := adapter{s, o}
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveSocket(w, r, o, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return a.AttachContainer(ctx, "", "", q.ContainerId, in, out, err, q.Tty, resize)
+		})
+		return true
+	}
+	remotecommand.ServeAttach(w, r, a, "", "", q.ContainerId, o, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	return true
 }
 
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, request any) bool {
 	q, ok := request.(*cri.PortForwardRequest)
-	if ok {
-		f := &forwarder{s: s, ctx: r.Context(), ports: q.Port}
+	if !ok {
+		return false
+	}
+	f := &forwarder{s: s, ctx: r.Context(), ports: q.Port}
+	serve := func(w http.ResponseWriter, r *http.Request) {
 		portforward.ServePortForward(w, r, f, q.PodSandboxId, "", &portforward.V4Options{Ports: q.Port}, s.o.IdleTimeout, s.o.CreationTimeout, portforward.SupportedProtocols)
 	}
-	return ok
+	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+		serveTunnel(w, r, serve)
+	} else {
+		serve(w, r)
+	}
+	return true
 }

@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +28,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"crishim.dev/internal/errs"
 )
@@ -138,6 +138,52 @@ func TestExecWebSocket(t *testing.T) {
 	}
 }
 
+// TestWebSocketV5: what crictl and client-go speak. Stdin is ended by a message, and the rest still comes.
+func TestWebSocketV5(t *testing.T) {
+	s := start(t, nil)
+	attach, err := s.Attach(&cri.AttachRequest{ContainerId: "cat", Stdin: true, Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, u := range map[string]string{
+		"exec":   s.exec(t, &cri.ExecRequest{Cmd: []string{"cat"}, Stdin: true, Stdout: true}),
+		"attach": attach,
+	} {
+		c := wsDial(t, u, remotecommand.StreamProtocolV5Name, remotecommand.StreamProtocolV4Name)
+		// Also to channels that are not there, or that the server writes: they are not the end of the connection.
+		for _, m := range []string{"\x00hello", "\x63x", "\x02x", "\x04no size", "\x04{\"Width\":1}", "\xff\x00"} {
+			if err := websocket.Message.Send(c, []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := wsRead(t, c); got[1] != "hello" || got[3] != "{\"status\":\"Success\"}\n" {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	for name, want := range map[string]string{"fail": `"reason":"ExitCode","message":"7"`, "error": "no such file", "panic": "internal error"} {
+		c := wsDial(t, s.exec(t, &cri.ExecRequest{Cmd: []string{name, "7"}, Stdout: true}), remotecommand.StreamProtocolV5Name)
+		if got := wsRead(t, c)[3]; !strings.Contains(got, want) {
+			t.Errorf("%s: status %s", name, got)
+		}
+	}
+	c := wsDial(t, s.exec(t, &cri.ExecRequest{Cmd: []string{"both"}, Stdout: true, Stderr: true}), remotecommand.StreamProtocolV5Name)
+	if got := wsRead(t, c); got[1] != "to stdout" || got[2] != "to stderr" {
+		t.Errorf("both: %q", got)
+	}
+	c = wsDial(t, s.exec(t, &cri.ExecRequest{Cmd: []string{"size"}, Stdout: true, Tty: true}), remotecommand.StreamProtocolV5Name)
+	if err := websocket.Message.Send(c, []byte("\x04{\"Width\":80,\"Height\":24}")); err != nil {
+		t.Fatal(err)
+	}
+	var frame []byte
+	if err := websocket.Message.Receive(c, &frame); err != nil || string(frame) != "\x0180x24 " {
+		t.Errorf("size: %q %v", frame, err)
+	}
+	_ = c.Close()
+	if err := <-s.runtime.ended; err != nil {
+		t.Errorf("after the client has gone: %v", err)
+	}
+}
+
 func TestAttach(t *testing.T) {
 	s := start(t, nil)
 	u, err := s.Attach(&cri.AttachRequest{ContainerId: "cat", Stdin: true, Stdout: true})
@@ -205,9 +251,11 @@ func TestIdleConnectionEnds(t *testing.T) {
 	if err := <-s.runtime.ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("SPDY: %v", err)
 	}
-	wsDial(t, s.exec(t, &cri.ExecRequest{Cmd: []string{"wait"}, Stdout: true}))
-	if err := <-s.runtime.ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("WebSocket: %v", err)
+	for _, version := range []string{remotecommand.StreamProtocolV4Name, remotecommand.StreamProtocolV5Name} {
+		wsDial(t, s.exec(t, &cri.ExecRequest{Cmd: []string{"wait"}, Stdout: true}), version)
+		if err := <-s.runtime.ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("WebSocket %s: %v", version, err)
+		}
 	}
 }
 
@@ -290,162 +338,6 @@ func TestTokensExpire(t *testing.T) {
 	now = now.Add(tokenLife + 1)
 	if _, err := tk.put("x"); err != nil {
 		t.Errorf("after the others expired: %v", err)
-	}
-}
-
-// echo answers each connection with what came, after the client's half-close, and a greeting before it.
-func echo(t *testing.T) (port int) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				data, _ := io.ReadAll(c)
-				_, _ = fmt.Fprintf(c, "got %s", data)
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func (s *testServer) dialLoopback() {
-	s.runtime.dial = func(ctx context.Context, port uint16) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	}
-}
-
-func TestPortForwardSPDY(t *testing.T) {
-	s := start(t, nil)
-	s.dialLoopback()
-	port := echo(t)
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	var wg sync.WaitGroup
-	for i := range 50 {
-		wg.Go(func() {
-			data, errStream := forward(t, conn, port, i)
-			text := strings.Repeat(fmt.Sprint(i), 10000)
-			if _, err := io.WriteString(data, text); err != nil {
-				t.Error(err)
-			}
-			_ = data.Close() // the answer comes only after the half-close has gone through
-			if got := readAll(t, data); got != "got "+text {
-				t.Errorf("connection %d: %d bytes", i, len(got))
-			}
-			if got := readAll(t, errStream); got != "" {
-				t.Errorf("connection %d: error %q", i, got)
-			}
-		})
-	}
-	wg.Wait()
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := dead.Addr().(*net.TCPAddr).Port
-	_ = dead.Close()
-	if _, errStream := forward(t, conn, nobody, 1000); !strings.Contains(reason(errStream), "refused") {
-		t.Error("nobody listens, but no error came")
-	}
-}
-
-func TestPortForwardOnlyPortsOfTheRequest(t *testing.T) {
-	s := start(t, nil)
-	s.dialLoopback()
-	port := echo(t)
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p", Port: []int32{int32(port)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, errStream := forward(t, conn, port+1, 1); !strings.Contains(reason(errStream), "not in the request") {
-		t.Error("another port was forwarded")
-	}
-}
-
-func TestPortForwardWebSocket(t *testing.T) {
-	s := start(t, nil)
-	s.dialLoopback()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		b := make([]byte, 5)
-		if _, err := io.ReadFull(c, b); err == nil {
-			_, _ = fmt.Fprintf(c, "got %s", b)
-		}
-	}()
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p", Port: []int32{int32(l.Addr().(*net.TCPAddr).Port)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := wsDial(t, u)
-	if err := websocket.Message.Send(c, append([]byte{0}, "hello"...)); err != nil {
-		t.Fatal(err)
-	}
-	got := ""
-	for !strings.HasSuffix(got, "got hello") {
-		var frame []byte
-		if err := websocket.Message.Receive(c, &frame); err != nil {
-			t.Fatalf("after %q: %v", got, err)
-		}
-		if len(frame) > 1 && frame[0] == 0 {
-			got += string(frame[1:])
-		}
-	}
-}
-
-// TestPortForwardClientGone: a connection that its pod keeps open ends with its client.
-func TestPortForwardClientGone(t *testing.T) {
-	s := start(t, nil)
-	ours, theirs := net.Pipe()
-	s.runtime.dial = func(context.Context, uint16) (net.Conn, error) { return ours, nil }
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, _ := forward(t, conn, 80, 1)
-	if _, err := io.WriteString(data, "x"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(theirs, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	_ = conn.Close()
-	if _, err := theirs.Read(make([]byte, 1)); err == nil {
-		t.Error("the pod's side goes on")
 	}
 }
 

@@ -22,26 +22,28 @@ import (
 	"crishim.dev/internal/testnode/testimage"
 )
 
-// TestStreamingIdleTimeout: a connection without traffic is closed, over either protocol, and its process ends; one with traffic
-// outlives the timeout.
+// TestStreamingIdleTimeout: over SPDY and over WebSocket, a connection without traffic is closed and its process ends, and one with
+// traffic outlives the timeout.
 func TestStreamingIdleTimeout(t *testing.T) {
 	n := start(t, testnode.Options{Name: "idle", Config: "[streaming]\nidle_timeout = \"2s\"\n"})
 	c := kit.RunPod(t, n).Run(testimage.Busybox, kit.Sleep())
-	began := time.Now()
-	out, err := n.Crictl(kit.Context(t), "exec", c.ID, "sh", "-c", "echo begun; sleep 600")
-	// Some versions of crictl end without an error then.
-	if took := time.Since(began); out != "begun\n" || took < 2*time.Second || took > 30*time.Second {
-		t.Errorf("an idle exec ended after %v with %q, %v; want the end after 2 s", took, out, err)
-	}
-	kit.Until(t, func() error {
-		if out := c.Exec("ps"); strings.Contains(out, "sleep 600") {
-			return fmt.Errorf("its process runs on:\n%s", out)
+	for _, transport := range []string{"spdy", "websocket"} {
+		began := time.Now()
+		out, err := n.Crictl(kit.Context(t), "exec", "--transport", transport, c.ID, "sh", "-c", "echo begun; sleep 600")
+		// Some versions of crictl end without an error then.
+		if took := time.Since(began); out != "begun\n" || took < 2*time.Second || took > 30*time.Second {
+			t.Errorf("%s: an idle exec ended after %v with %q, %v; want the end after 2 s", transport, took, out, err)
 		}
-		return nil
-	})
-	out, err = n.Crictl(kit.Context(t), "exec", c.ID, "sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; sleep 0.7; done")
-	if err != nil || strings.Count(out, "\n") != 6 {
-		t.Errorf("an exec that says something now and then: %q, %v", out, err)
+		kit.Until(t, func() error {
+			if out := c.Exec("ps"); strings.Contains(out, "sleep 600") {
+				return fmt.Errorf("%s: its process runs on:\n%s", transport, out)
+			}
+			return nil
+		})
+		out, err = n.Crictl(kit.Context(t), "exec", "--transport", transport, c.ID, "sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; sleep 0.7; done")
+		if err != nil || strings.Count(out, "\n") != 6 {
+			t.Errorf("%s: an exec that says something now and then: %q, %v", transport, out, err)
+		}
 	}
 }
 

@@ -150,7 +150,7 @@ func breakOne(rng *rand.Rand, rawURL string, streams []string) error {
 	}
 	// The library waits up to 30 s for what never comes on a closed connection; nobody waits for it.
 	if rng.IntN(3) == 0 {
-		go useSocket(tcp, u)
+		go useSocket(tcp, u, [...]string{"v4.channel.k8s.io", "v5.channel.k8s.io"}[rng.IntN(2)])
 	} else {
 		go useSPDY(tcp, u, streams)
 	}
@@ -162,8 +162,8 @@ func breakOne(rng *rand.Rand, rawURL string, streams []string) error {
 }
 
 // useSocket types and reads until the connection ends; so does useSPDY.
-func useSocket(tcp net.Conn, u *url.URL) {
-	ws, err := socket(tcp, u, "v4.channel.k8s.io")
+func useSocket(tcp net.Conn, u *url.URL, version string) {
+	ws, err := socket(tcp, u, version)
 	if err != nil {
 		return
 	}

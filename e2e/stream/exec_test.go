@@ -47,20 +47,28 @@ func TestExec(t *testing.T) {
 		t.Errorf("stdout %q, stderr %q, status %s", out, err, status)
 	}
 
-	conn, u, err := dial(execURL(t, c, &cri.ExecRequest{Cmd: []string{"sh", "-c", "read x; echo got $x; exit 7"}, Stdin: true, Stdout: true}))
-	if err != nil {
-		t.Fatal(err)
+	// Version 5 has a message that ends stdin.
+	for version, input := range map[string][]string{
+		"v4.channel.k8s.io": {"\x00hello\n"},
+		"v5.channel.k8s.io": {"\x00hello", "\xff\x00"},
+	} {
+		conn, u, err := dial(execURL(t, c, &cri.ExecRequest{Cmd: []string{"sh", "-c", "read x; echo got $x; exit 7"}, Stdin: true, Stdout: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws, err := socket(conn, u, version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ws.Close()
+		for _, m := range input {
+			if err := websocket.Message.Send(ws, []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		receive(t, ws, 1, "got hello\n")
+		receive(t, ws, 3, `"7"`)
 	}
-	ws, err := socket(conn, u, "v4.channel.k8s.io")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ws.Close()
-	if err := websocket.Message.Send(ws, []byte("\x00hello\n")); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, ws, 1, "got hello\n")
-	receive(t, ws, 3, `"7"`)
 }
 
 // TestExecTerminal has a controlling terminal that takes the sizes of the client's.
@@ -226,15 +234,16 @@ func TestKubelet34_StreamingOnLoopbackLargeMessages(t *testing.T) {
 	}
 }
 
-// TestCrictl is the client that administrators use. It speaks a version of the WebSocket protocol that cri-streaming lacks, so
-// SPDY alone is tried.
+// TestCrictl is the client that administrators use, over both of its transports.
 func TestCrictl(t *testing.T) {
 	n := node(t)
 	c := kit.RunPod(t, n).Run(testimage.Busybox, kit.Sleep())
-	if out, err := n.Crictl(kit.Context(t), "exec", c.ID, "echo", "hello"); err != nil || out != "hello\n" {
-		t.Errorf("%q, %v", out, err)
-	}
-	if _, err := n.Crictl(kit.Context(t), "exec", c.ID, "sh", "-c", "exit 9"); err == nil || !strings.Contains(err.Error(), "exit code 9") {
-		t.Errorf("exit code 9: %v", err)
+	for _, transport := range []string{"spdy", "websocket"} {
+		if out, err := n.Crictl(kit.Context(t), "exec", "--transport", transport, c.ID, "echo", "hello"); err != nil || out != "hello\n" {
+			t.Errorf("%s: %q, %v", transport, out, err)
+		}
+		if _, err := n.Crictl(kit.Context(t), "exec", "--transport", transport, c.ID, "sh", "-c", "exit 9"); err == nil || !strings.Contains(err.Error(), "exit code 9") {
+			t.Errorf("%s: exit code 9: %v", transport, err)
+		}
 	}
 }
