@@ -8,12 +8,14 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -147,6 +149,46 @@ func TestBandwidth(t *testing.T) {
 	n.pull(t, reg.Host+"/app:v", nil)
 	if took := time.Since(start); took < 300*time.Millisecond {
 		t.Errorf("300000 bytes at 1000000 a second took %s", took)
+	}
+}
+
+// No more layers are fetched at a time than is allowed, over all pulls.
+func TestParallel(t *testing.T) {
+	reg, n := registrytest.New(t), open(t, t.TempDir(), func(o *image.Options) { o.Parallel = 3 })
+	var layers [][]byte
+	for i := range 8 {
+		layers = append(layers, registrytest.Tar(t, registrytest.File(fmt.Sprint("f", i), "x")))
+	}
+	a, b := registrytest.NewImage(t, layers[:4], nil, nil), registrytest.NewImage(t, layers[4:], nil, nil)
+	reg.Push(t, "a", "v", a)
+	reg.Push(t, "b", "v", b)
+	var now, most atomic.Int32
+	three := make(chan struct{})
+	reg.Hook(func(_ http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") || strings.HasSuffix(r.URL.Path, a.ID()) || strings.HasSuffix(r.URL.Path, b.ID()) {
+			return false
+		}
+		defer now.Add(-1)
+		switch at := now.Add(1); {
+		case at > 3:
+			most.Store(at)
+		case at == 3 && most.CompareAndSwap(0, 3):
+			close(three) // the first two wait: they must not be all that there is
+		}
+		<-three
+		return false
+	})
+	var wg sync.WaitGroup
+	for _, name := range []string{"a", "b"} {
+		wg.Go(func() {
+			if _, err := n.Pull(t.Context(), reg.Host+"/"+name+":v", nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := most.Load(); got != 3 {
+		t.Errorf("%d layers were fetched at a time", got)
 	}
 }
 
