@@ -163,19 +163,23 @@ func TestParallel(t *testing.T) {
 	reg.Push(t, "a", "v", a)
 	reg.Push(t, "b", "v", b)
 	var now, most atomic.Int32
-	three := make(chan struct{})
+	fourth := make(chan struct{})
+	var once sync.Once
 	reg.Hook(func(_ http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/blobs/") || strings.HasSuffix(r.URL.Path, a.ID()) || strings.HasSuffix(r.URL.Path, b.ID()) {
 			return false
 		}
+		at := now.Add(1)
 		defer now.Add(-1)
-		switch at := now.Add(1); {
-		case at > 3:
-			most.Store(at)
-		case at == 3 && most.CompareAndSwap(0, 3):
-			close(three) // the first two wait: they must not be all that there is
+		for was := most.Load(); at > was && !most.CompareAndSwap(was, at); was = most.Load() {
 		}
-		<-three
+		if at > 3 {
+			once.Do(func() { close(fourth) })
+		}
+		select { // each stays a moment, for one more than is allowed to come
+		case <-fourth:
+		case <-time.After(50 * time.Millisecond):
+		}
 		return false
 	})
 	var wg sync.WaitGroup
