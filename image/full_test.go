@@ -15,6 +15,7 @@ import (
 	"crishim.dev/image"
 	"crishim.dev/image/registry/registrytest"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/powercut"
 )
 
 // small gives a file system of a few megabytes.
@@ -51,7 +52,34 @@ func available(t testing.TB, dir string) uint64 {
 
 // A pull that fills the disk gives everything back, and images can be removed when nothing is left.
 func TestDiskFull(t *testing.T) {
-	reg, dir := registrytest.New(t), small(t, "16m")
+	t.Run("tmpfs", func(t *testing.T) { diskFull(t, small(t, "16m")) })
+	t.Run("ext4", func(t *testing.T) { diskFull(t, smallExt4(t)) })
+}
+
+// smallExt4 gives an ext4 of a few megabytes on a block device.
+func smallExt4(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a file system needs root")
+	}
+	file, dir := filepath.Join(t.TempDir(), "ext4"), t.TempDir()
+	if err := os.WriteFile(file, emptyExt4(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unmount, err := powercut.MountFile(file, "ext4", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func diskFull(t *testing.T, dir string) {
+	reg := registrytest.New(t)
 	n := open(t, dir, func(o *image.Options) { o.MinFree = 1 })
 	reg.Push(t, "small", "v", simple(t, "x"))
 	reg.Push(t, "large", "v", registrytest.NewImage(t, [][]byte{

@@ -56,21 +56,32 @@ func (d *Disk) Mount(fstype, dir string) (unmount func() error, err error) {
 		<-served
 		return errors.Join(os.NewSyscallError("unmount fuse", err), dev.Close())
 	})
-	loop, err := attach(file.Name())
+	unmount, err = MountFile(file.Name(), fstype, dir)
 	if err != nil {
 		return nil, err
 	}
-	undo = append(undo, func() error {
+	undo = append(undo, unmount)
+	return down, nil
+}
+
+// MountFile mounts the file system in a file, of the given type, on a directory, by a loop device. The function it returns unmounts it;
+// the directory must not be in use then.
+func MountFile(path, fstype, dir string) (unmount func() error, err error) {
+	loop, err := attach(path)
+	if err != nil {
+		return nil, err
+	}
+	detach := func() error {
 		err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0)
 		return errors.Join(os.NewSyscallError("detach loop device", err), loop.Close())
-	})
-	if err := unix.Mount(loop.Name(), dir, fstype, 0, ""); err != nil { //nolint:forbidigo // a test's own path
-		return nil, os.NewSyscallError("mount "+fstype, err)
 	}
-	undo = append(undo, func() error {
-		return os.NewSyscallError("unmount "+dir, unix.Unmount(dir, 0)) //nolint:forbidigo // a test's own path
-	})
-	return down, nil
+	if err := unix.Mount(loop.Name(), dir, fstype, 0, ""); err != nil { //nolint:forbidigo // a test's own path
+		return nil, errors.Join(os.NewSyscallError("mount "+fstype, err), detach())
+	}
+	return func() error {
+		err := unix.Unmount(dir, 0) //nolint:forbidigo // a test's own path
+		return errors.Join(os.NewSyscallError("unmount "+dir, err), detach())
+	}, nil
 }
 
 // attach makes a loop device of a file.
