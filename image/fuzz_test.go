@@ -56,7 +56,7 @@ func FuzzDecompress(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x04, 0x58})
 	f.Add([]byte("plain"))
 	f.Fuzz(func(_ *testing.T, b []byte) {
-		z, err := decompress(bytes.NewReader(b))
+		z, err := decompress(bytes.NewReader(b), maxWindow)
 		if err != nil {
 			return
 		}

@@ -78,11 +78,16 @@ func readAll(ctx context.Context, f fetcher, d registry.Descriptor, limit int64)
 	return b, nil
 }
 
-// maxWindow bounds the memory of a zstd stream: the largest that "zstd --ultra" makes.
-const maxWindow = 128 << 20
+// How much of its output a zstd stream may refer back to, and so how much memory reading it takes.
+const (
+	// window is what any number of layers at work may have: all that tools make by default.
+	window = 8 << 20
+	// maxWindow is what one layer at a time may have: the largest that "zstd --ultra" makes.
+	maxWindow = 128 << 20
+)
 
-// decompress finds out by its first bytes what a layer is packed with; media types are often wrong.
-func decompress(r io.Reader) (io.ReadCloser, error) {
+// decompress finds out by its first bytes what a layer is packed with; media types are often wrong. most bounds the window of zstd.
+func decompress(r io.Reader, most uint64) (io.ReadCloser, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
 	magic, err := b.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -96,7 +101,7 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return z, nil
 	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}):
-		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(most))
 		if err != nil {
 			return nil, compressionError(err)
 		}
@@ -127,6 +132,7 @@ type job struct {
 	diffID string
 	chain  snapshot.Key // its key if it depends on the layers below
 	source fetcher
+	window uint64 // of zstd, at most
 	// below waits for the layers below and mounts them; nil for the bottom layer.
 	below func(ctx context.Context) (*os.File, error)
 }
@@ -181,7 +187,7 @@ func (s *Store) make(ctx context.Context, j job) (key snapshot.Key, err error) {
 
 // unpack reads a layer's compressed bytes into a draft and computes its diff ID.
 func (s *Store) unpack(ctx context.Context, cancel func(), draft *snapshot.Draft, raw io.Reader, j job) (res untar.Result, diffID string, err error) {
-	z, err := decompress(raw)
+	z, err := decompress(raw, j.window)
 	if err != nil {
 		return res, "", err
 	}

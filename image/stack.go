@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
@@ -70,17 +71,25 @@ func full(err error) error {
 	return err
 }
 
-// slot takes one of the places for layers at work.
-func (s *Store) slot(ctx context.Context) error {
+// take takes one of so many tokens; the taker gives it back.
+func take(ctx context.Context, tokens chan struct{}) error {
 	select {
-	case s.slots <- struct{}{}:
+	case tokens <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-func (s *Store) free() { <-s.slots }
+// offer takes a token if there is one.
+func offer(tokens chan struct{}) bool {
+	select {
+	case tokens <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
 
 // layer makes layer i, or finds it, or waits for who makes it.
 func (k *stack) layer(ctx context.Context, i int) error {
@@ -119,35 +128,83 @@ func (k *stack) layer(ctx context.Context, i int) error {
 	}
 }
 
+// errBegun ends the making of a layer that would have to wait for those below with all that it holds.
+var errBegun = errors.New("the layers below are not there yet")
+
 // build makes layer i, in one of the places for layers at work. It may outlive the pull that asked for it, for others that did too.
+//
+// A layer that turns out to need those below waits with its connection and buffers, so that it goes on at once, but only as many do as
+// there are places; and a layer that needs much memory never waits. The others begin again when the layers below are there: an image of
+// hundreds that all wait must not take the memory of hundreds. For the same reason, they are tried with little memory first.
 func (k *stack) build(ctx context.Context, i int) (snapshot.Key, error) {
+	for most := uint64(window); ; {
+		key, err := k.attempt(ctx, i, most)
+		switch {
+		case errors.Is(err, errBegun):
+			if err := k.wait(ctx, i); err != nil {
+				return "", err
+			}
+		case errors.Is(err, zstd.ErrWindowSizeExceeded) && most < maxWindow:
+			most = maxWindow
+		default:
+			return key, err
+		}
+	}
+}
+
+// attempt makes layer i with a zstd window of at most most bytes.
+func (k *stack) attempt(ctx context.Context, i int, most uint64) (snapshot.Key, error) {
 	s := k.store
-	if err := s.slot(ctx); err != nil {
+	if most > window {
+		if err := take(ctx, s.wide); err != nil {
+			return "", err
+		}
+		defer func() { <-s.wide }()
+	}
+	if err := take(ctx, s.slots); err != nil {
 		return "", err
 	}
 	seated := true
 	defer func() {
 		if seated {
-			s.free()
+			<-s.slots
 		}
 	}()
 	below := func(ctx context.Context) (*os.File, error) {
-		// The place is given up meanwhile, so that layers never wait for each other in a ring.
-		s.free()
-		seated = false
-		if err := k.wait(ctx, i); err != nil {
-			return nil, err
+		if !k.complete(i) {
+			if most > window || !offer(s.waiting) {
+				return nil, errBegun
+			}
+			defer func() { <-s.waiting }()
+			// The place is given up meanwhile, so that layers never wait for each other in a ring.
+			<-s.slots
+			seated = false
+			if err := k.wait(ctx, i); err != nil {
+				return nil, err
+			}
+			if err := take(ctx, s.slots); err != nil {
+				return nil, err
+			}
+			seated = true
 		}
-		if err := s.slot(ctx); err != nil {
-			return nil, err
-		}
-		seated = true
 		return s.snap.View(ctx, k.keys[:i])
 	}
 	if i == 0 {
 		below = nil
 	}
-	return s.make(ctx, job{blob: k.rec.Blobs[i], diffID: k.rec.DiffIDs[i], chain: k.chains[i], source: k.source, below: below})
+	return s.make(ctx, job{blob: k.rec.Blobs[i], diffID: k.rec.DiffIDs[i], chain: k.chains[i], source: k.source, window: most, below: below})
+}
+
+// complete says that the layers under layer i are there.
+func (k *stack) complete(i int) bool {
+	for _, ready := range k.ready[:i] {
+		select {
+		case <-ready:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // wait waits for the layers under layer i.

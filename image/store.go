@@ -56,6 +56,8 @@ type Store struct {
 	progress progress
 	partials *partials
 	slots    chan struct{} // one token per layer at work
+	waiting  chan struct{} // one token per layer that waits, begun, for those below
+	wide     chan struct{} // one token for the layer whose decompressor may take much memory
 	quit     chan struct{} // closes to end sweep
 	swept    chan struct{} // closes when sweep has ended
 	closing  sync.Once
@@ -99,6 +101,7 @@ func Open(o Options, snap *snapshot.Store, log *slog.Logger) (*Store, error) {
 	}
 	s := &Store{
 		o: o, snap: snap, log: log, cat: cat, client: registry.New(o.Registry), slots: make(chan struct{}, o.Parallel),
+		waiting: make(chan struct{}, o.Parallel), wide: make(chan struct{}, 1),
 		partials: partials, quit: make(chan struct{}), swept: make(chan struct{}),
 	}
 	go s.sweep()
