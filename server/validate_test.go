@@ -475,3 +475,19 @@ func FuzzValidate(f *testing.F) {
 		}
 	})
 }
+
+// A profile by the older field counts only where there is none by the newer one.
+func TestNewerProfileIsPreferred(t *testing.T) {
+	for _, have := range []*cri.SecurityProfile{nil, {ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "new"}} {
+		var f fields
+		p := have
+		f.deprecated("apparmor_profile", "localhost/old", &p)
+		want := "new"
+		if have == nil {
+			want = "old"
+		}
+		if f.err != nil || p.GetLocalhostRef() != want {
+			t.Errorf("profile %v, %v; want %s", p, f.err, want)
+		}
+	}
+}
