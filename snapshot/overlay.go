@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/kernel"
 )
 
 // Mount gives the root directory of a new detached overlay of the snapshot; the caller closes it. One descriptor is one launch
@@ -139,8 +140,8 @@ func (p *probe) hasLowerPlus() (bool, error) {
 	if err != nil {
 		return false, errs.Newf(errs.Unsupported, "open overlay file system (CONFIG_OVERLAY_FS, Linux 5.11): %w", err)
 	}
-	defer unix.Close(fd)
-	if err := unix.FsconfigSetString(fd, "lowerdir+", "/"); err != nil {
+	_ = unix.Close(fd)
+	if !kernel.TakesOption("overlay", "lowerdir+", "/") {
 		p.lowerPlus.Store(no)
 		return false, nil
 	}

@@ -13,8 +13,8 @@ import (
 func probeFeatures() Features {
 	actions := strings.Fields(firstLine("/proc/sys/kernel/seccomp/actions_avail"))
 	return Features{
-		LowerdirPlus:    probeOption("overlay", "lowerdir+", "/"),
-		ProcPIDNS:       probeOption("proc", "pidns", "/proc/self/ns/pid"),
+		LowerdirPlus:    TakesOption("overlay", "lowerdir+", "/"),
+		ProcPIDNS:       TakesOption("proc", "pidns", "/proc/self/ns/pid"),
 		MemfdExec:       probeMemfdExec(),
 		MountSetattr:    !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}), unix.ENOSYS),
 		CloneIntoCgroup: probeCloneIntoCgroup(),
@@ -23,14 +23,15 @@ func probeFeatures() Features {
 	}
 }
 
-// probeOption offers a file system one option; nothing is mounted.
-func probeOption(fstype, key, value string) bool {
+// TakesOption says whether a file system knows an option; nothing is mounted. One that is behind the older interface takes whatever it is
+// offered, and looks at it later (overlay before Linux 6.5): what it takes says nothing.
+func TakesOption(fstype, key, value string) bool {
 	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, key, value) == nil
+	return unix.FsconfigSetFlag(fs, "no-such-option") != nil && unix.FsconfigSetString(fs, key, value) == nil
 }
 
 func probeMemfdExec() bool {
