@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -20,6 +19,7 @@ import (
 	"crishim.dev/cni/builtin"
 	"crishim.dev/cni/builtin/rtnl"
 	"crishim.dev/internal/errs"
+	"crishim.dev/internal/thread"
 )
 
 // byDaemon is set in the environment of the plugins that the daemon runs, to where the daemon's state is. A plugin that runs one of ours
@@ -165,22 +165,19 @@ func (in *inside) sysctl(path, value string) error {
 	return in.do(func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0) })
 }
 
-// do runs f on a thread inside the namespace. The thread ends with the goroutine, since it is never unlocked.
-func (in *inside) do(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		ns, err := os.Open(in.path)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			_ = ns.Close()
+// do runs f on a thread inside the namespace.
+func (in *inside) do(f func() error) (err error) {
+	thread.Discard(func() {
+		var ns *os.File
+		if ns, err = os.Open(in.path); err != nil {
+			return
 		}
-		if err == nil {
+		defer ns.Close()
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
 			err = f()
 		}
-		done <- err
-	}()
-	return <-done
+	})
+	return err
 }
 
 // Install links the names of the built-in plugins that dir lacks to the program, for plugins that run others (flannel, multus). A name that

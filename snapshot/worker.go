@@ -5,45 +5,22 @@ package snapshot
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/thread"
 )
 
 // inWorker makes the overlay by mount(2), for kernels whose fsconfig(2) can't take many layers (before 6.7), or none that
 // are id-mapped. mount(2) takes one page of options, so the layers need short names, and it attaches what it makes: both happen
 // in a mount namespace that only this thread has. What is returned is a detached clone, so nothing of it remains but that.
 func (m *mounter) inWorker(o overlay) (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	ch := make(chan result, 1)
-	go onThrowAwayThread(func() {
-		f, err := m.privately(o)
-		ch <- result{f, err}
-	})
-	r := <-ch
-	return r.f, r.err
-}
-
-// onThrowAwayThread runs fn on a thread that ends with it. It must be the whole of its goroutine.
-func onThrowAwayThread(fn func()) {
-	runtime.LockOSThread()
-	if unix.Gettid() != unix.Getpid() {
-		fn()
-		return // still locked: the Go runtime ends the thread
-	}
-	// The process's first thread can't end, and /proc/self shows its namespaces. It is kept here, so another one is taken.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		onThrowAwayThread(fn)
-	}()
-	<-done
-	runtime.UnlockOSThread()
+	var f *os.File
+	var err error
+	thread.Discard(func() { f, err = m.privately(o) })
+	return f, err
 }
 
 // privately must run on a thread that ends afterwards.

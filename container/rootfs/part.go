@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/fsx"
+	"crishim.dev/internal/thread"
 )
 
 // IsImage says whether a mount is an image's file system.
@@ -56,13 +56,7 @@ func cloneOf(f *os.File) (*os.File, error) {
 
 // partInThread is Part for older kernels: it attaches root in a mount namespace that a thread makes for itself. That thread ends here.
 func partInThread(root *os.File, mt *cri.Mount) (f *os.File, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: a thread with another mount namespace must not run anything else
-		f, err = partIn(root, mt)
-	}()
-	<-done
+	thread.Discard(func() { f, err = partIn(root, mt) })
 	return f, err
 }
 
