@@ -39,7 +39,6 @@ func TestWideWindows(t *testing.T) {
 	}
 	img := registrytest.NewImage(t, layers, func(_ testing.TB, b []byte) []byte { return wideFrame(b) }, nil)
 	reg.Push(t, "app", "v", img)
-	layers, img.Tars = nil, nil
 	peak := watchHeap()
 	i := n.pull(t, reg.Host+"/app:v", nil)
 	if most := peak(); most > 300<<20 { // one at work, and one that the garbage collector has not seen yet
@@ -59,7 +58,6 @@ func TestManyThatWait(t *testing.T) {
 	}
 	img := registrytest.NewImage(t, layers, nil, nil)
 	reg.Push(t, "app", "v", img)
-	layers, img.Tars = nil, nil
 	peak := watchHeap()
 	i := n.pull(t, reg.Host+"/app:v", nil)
 	if most := peak(); most > hostileMemory {
