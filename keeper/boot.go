@@ -93,7 +93,10 @@ func detach(dir string) error {
 // boot prepares the directory and turns this process into the elder. It returns nil if a pair runs there already.
 func boot(dir string) error {
 	runtime.LockOSThread() // unshare is per thread, and execve keeps the thread that calls it
-	unix.CloseOnExec(3)    // detach's pipe
+	// detach's pipe, and what whoever started the daemon had open: the keeper would have it for ever.
+	if err := unix.CloseRange(3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return sys.At("let go of inherited descriptors", err)
+	}
 	null, err := high(unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0))
 	if err != nil {
 		return sys.At("open /dev/null", err)

@@ -195,8 +195,18 @@ func (p *pair) killAll() {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
-		return e == 0 && y == 0
+		return e == 0 && y == 0 && p.unlocked() // one that is executing itself at this moment goes by no name
 	})
+}
+
+// unlocked says that nobody has the pair's lock.
+func (p *pair) unlocked() bool {
+	f, err := os.Open(filepath.Join(p.dir, ".lock"))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
 }
 
 func timeout(t testing.TB) context.Context {
