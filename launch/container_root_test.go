@@ -63,7 +63,7 @@ func TestNothingInherited(t *testing.T) {
 		t.Error("scheduling is not reset")
 	}
 	// pid, comm, state, ppid, pgrp, session: it leads its own, and its parent is outside.
-	if !strings.Contains(out, "\n1 (sh) S 0 1 1 ") {
+	if !regexp.MustCompile(`(?m)^1 \(sh\) \S 0 1 1 `).MatchString(out) {
 		t.Error("the first process has not a session of its own")
 	}
 	if _, err := os.Stat("/proc/keys"); err == nil && !strings.Contains(out, " _ses: empty\n") {
