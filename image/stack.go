@@ -109,13 +109,18 @@ func (k *stack) layer(ctx context.Context, i int) error {
 		own := false
 		key, err := s.layers.Do(ctx, name, func(ctx context.Context) (snapshot.Key, error) {
 			own = true
-			return k.build(ctx, i)
+			return k.build(ctx, i, name)
 		})
 		switch {
 		case err == nil && (key == snapshot.DiffKey(diffID) || key == k.chains[i]):
 			return done(key)
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case errors.Is(err, errBegun):
+			if err := k.wait(ctx, i); err != nil {
+				return err
+			}
+			name = string(k.chains[i])
 		case err == nil: // right on another pull's layers only
 			name = string(k.chains[i])
 		case own:
@@ -128,32 +133,26 @@ func (k *stack) layer(ctx context.Context, i int) error {
 	}
 }
 
-// errBegun ends the making of a layer that would have to wait for those below with all that it holds.
+// errBegun ends the making of a layer that would have to wait for those below with all that it holds. It is made when they are there.
 var errBegun = errors.New("the layers below are not there yet")
 
-// build makes layer i, in one of the places for layers at work. It may outlive the pull that asked for it, for others that did too.
+// build makes layer i, which the flight of that name is for, in one of the places for layers at work. It may outlive the pull that asked for
+// it, for others that did too.
 //
-// A layer that turns out to need those below waits with its connection and buffers, so that it goes on at once, but only as many do as
-// there are places; and a layer that needs much memory never waits. The others begin again when the layers below are there: an image of
-// hundreds that all wait must not take the memory of hundreds. For the same reason, they are tried with little memory first.
-func (k *stack) build(ctx context.Context, i int) (snapshot.Key, error) {
-	for most := uint64(window); ; {
-		key, err := k.attempt(ctx, i, most)
-		switch {
-		case errors.Is(err, errBegun):
-			if err := k.wait(ctx, i); err != nil {
-				return "", err
-			}
-		case errors.Is(err, zstd.ErrWindowSizeExceeded) && most < maxWindow:
-			most = maxWindow
-		default:
-			return key, err
-		}
+// A layer that turns out to need those below waits with its connection and buffers, so that it goes on at once; but only as many do as
+// there are places, and a layer that needs much memory never does: an image of hundreds that all wait must not take the memory of hundreds.
+// For the same reason, layers are tried with little memory first. Nor does one wait that another pull waits for: the layers below may be others
+// there, and wait for this pull.
+func (k *stack) build(ctx context.Context, i int, name string) (snapshot.Key, error) {
+	key, err := k.attempt(ctx, i, name, window)
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		key, err = k.attempt(ctx, i, name, maxWindow)
 	}
+	return key, err
 }
 
 // attempt makes layer i with a zstd window of at most most bytes.
-func (k *stack) attempt(ctx context.Context, i int, most uint64) (snapshot.Key, error) {
+func (k *stack) attempt(ctx context.Context, i int, name string, most uint64) (snapshot.Key, error) {
 	s := k.store
 	if most > window {
 		if err := take(ctx, s.wide); err != nil {
@@ -172,7 +171,7 @@ func (k *stack) attempt(ctx context.Context, i int, most uint64) (snapshot.Key, 
 	}()
 	below := func(ctx context.Context) (*os.File, error) {
 		if !k.complete(i) {
-			if most > window || !offer(s.waiting) {
+			if most > window || !s.layers.Alone(name) || !offer(s.waiting) {
 				return nil, errBegun
 			}
 			defer func() { <-s.waiting }()

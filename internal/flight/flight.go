@@ -60,11 +60,25 @@ func (g *Group[K, V]) join(ctx context.Context, key K, fn func(context.Context) 
 		defer cancel()
 		c.v, c.err = guard(runCtx, fn)
 		g.mu.Lock()
-		delete(g.calls, key)
+		if g.calls[key] == c {
+			delete(g.calls, key)
+		}
 		g.mu.Unlock()
 		close(c.done)
 	}()
 	return c
+}
+
+// Alone says whether at most one caller wants the operation under way with the key, which it is for the operation to ask. If so, nobody joins
+// it any more: whoever comes next runs an operation of its own.
+func (g *Group[K, V]) Alone(key K) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c := g.calls[key]; c != nil && c.callers > 1 {
+		return false
+	}
+	delete(g.calls, key)
+	return true
 }
 
 // Panic is the error of an operation that panicked: a bug of ours, which ends that operation and not the process.

@@ -92,3 +92,65 @@ func TestPanicIsAnError(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// An operation that learns that nobody has joined it is left alone from then on: whoever comes next runs its own.
+func TestAlone(t *testing.T) {
+	var g Group[string, int]
+	inside, joined, end := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	results := make(chan bool, 1)
+	first := func(context.Context) (int, error) {
+		close(inside)
+		<-joined
+		results <- g.Alone("k")
+		<-end
+		return 1, nil
+	}
+	got := make(chan int, 2)
+	do := func(fn func(context.Context) (int, error)) {
+		v, _ := g.Do(t.Context(), "k", fn)
+		got <- v
+	}
+	go do(first)
+	<-inside
+	close(joined)
+	if !<-results {
+		t.Fatal("one caller, and not alone")
+	}
+	do(func(context.Context) (int, error) { return 2, nil })
+	if v := <-got; v != 2 {
+		t.Errorf("who came later got %d", v)
+	}
+	close(end)
+	if v := <-got; v != 1 {
+		t.Errorf("the first got %d", v)
+	}
+	// The key is free again.
+	if v, err := g.Do(t.Context(), "k", func(context.Context) (int, error) { return 3, nil }); v != 3 || err != nil {
+		t.Errorf("after both: %d, %v", v, err)
+	}
+}
+
+// With another caller it is not alone, and that one gets its result.
+func TestNotAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group[string, int]
+		joined, got := make(chan struct{}), make(chan int, 2)
+		for range 2 {
+			go func() {
+				v, _ := g.Do(t.Context(), "k", func(context.Context) (int, error) {
+					<-joined
+					if g.Alone("k") {
+						return 0, nil
+					}
+					return 1, nil
+				})
+				got <- v
+			}()
+		}
+		synctest.Wait()
+		close(joined)
+		if a, b := <-got, <-got; a != 1 || b != 1 {
+			t.Errorf("got %d and %d", a, b)
+		}
+	})
+}
