@@ -9,42 +9,25 @@ import (
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	"k8s.io/utils/exec"
 )
 
-// adapter gives the protocol handlers the Runtime in the form they want it.
+// adapter gives the protocol handlers a command, an exec or an attach, in the form they want it.
 type adapter struct {
 	s *Server
 	// asked says which streams the request has; over WebSocket the handlers pass idle ones for the others.
 	asked *remotecommand.Options
+	verb  string
+	run   func(ctx context.Context, streams IO) error
 }
 
 // ExecInContainer implements remotecommand.Executor.
-func (a adapter) ExecInContainer(ctx context.Context, _, _, container string, cmd []string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) (result error) {
+func (a adapter) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) (result error) {
 	if err := a.s.begin(); err != nil {
 		return err
 	}
 	defer a.s.work.Done()
-	defer a.s.recovered("exec", &result)
-	code, e := a.s.o.Runtime.Exec(ctx, container, cmd, a.streams(ctx, in, out, err, resize))
-	if e == nil && code != 0 {
-		e = exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
-	}
-	return e
-}
-
-// AttachContainer implements remotecommand.Attacher.
-func (a adapter) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) (result error) {
-	if err := a.s.begin(); err != nil {
-		return err
-	}
-	defer a.s.work.Done()
-	defer a.s.recovered("attach", &result)
-	e := a.s.o.Runtime.Attach(ctx, container, a.streams(ctx, in, out, err, resize))
-	if ctx.Err() != nil && a.s.ctx.Err() == nil {
-		return nil // the client has left, which is how an attach ends; the library would log it as an error
-	}
-	return e
+	defer a.s.recovered(a.verb, &result)
+	return a.run(ctx, a.streams(ctx, in, out, err, resize))
 }
 
 // streams leaves out what was not asked for.

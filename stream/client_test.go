@@ -237,6 +237,23 @@ func wsDial(t *testing.T, url string, versions ...string) *websocket.Conn {
 	return conn
 }
 
+// wsTalk sends text to a channel and waits until that has come back on another; what comes there before is no matter.
+func wsTalk(t *testing.T, conn *websocket.Conn, to byte, text string, from byte, want string) {
+	t.Helper()
+	if err := websocket.Message.Send(conn, append([]byte{to}, text...)); err != nil {
+		t.Fatal(err)
+	}
+	for got := ""; !strings.HasSuffix(got, want); {
+		var frame []byte
+		if err := websocket.Message.Receive(conn, &frame); err != nil {
+			t.Fatalf("after %q: %v", got, err)
+		}
+		if len(frame) > 1 && frame[0] == from {
+			got += string(frame[1:])
+		}
+	}
+}
+
 // wsRead collects what each channel says until the server closes.
 func wsRead(t *testing.T, conn *websocket.Conn) map[byte]string {
 	t.Helper()

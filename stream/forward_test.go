@@ -50,35 +50,52 @@ func (s *testServer) dialLoopback() {
 	}
 }
 
+// portForward is the URL of a request to forward ports, all of them without any.
+func (s *testServer) portForward(t *testing.T, ports ...int32) string {
+	t.Helper()
+	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p", Port: ports})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// spdyForward opens a connection to forward ports over.
+func (s *testServer) spdyForward(t *testing.T, ports ...int32) httpstream.Connection {
+	t.Helper()
+	conn, err := spdyDial(t, s.portForward(t, ports...), portforward.ProtocolV1Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// checkEcho sends text over a forwarded connection and fails unless all comes back, which it does after the half-close alone.
+func checkEcho(t *testing.T, conn httpstream.Connection, port, id, size int) {
+	t.Helper()
+	data, errStream := forward(t, conn, port, id)
+	text := strings.Repeat(fmt.Sprint(id), size)
+	go func() {
+		_, _ = io.WriteString(data, text)
+		_ = data.Close()
+	}()
+	if got := readAll(t, data); got != "got "+text {
+		t.Errorf("connection %d: %d bytes", id, len(got))
+	}
+	if got := readAll(t, errStream); got != "" {
+		t.Errorf("connection %d: error %q", id, got)
+	}
+}
+
 func TestPortForwardSPDY(t *testing.T) {
 	s := start(t, nil)
 	s.dialLoopback()
 	port := echo(t)
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.spdyForward(t)
 	var wg sync.WaitGroup
 	for i := range 50 {
-		wg.Go(func() {
-			data, errStream := forward(t, conn, port, i)
-			text := strings.Repeat(fmt.Sprint(i), 10000)
-			if _, err := io.WriteString(data, text); err != nil {
-				t.Error(err)
-			}
-			_ = data.Close() // the answer comes only after the half-close has gone through
-			if got := readAll(t, data); got != "got "+text {
-				t.Errorf("connection %d: %d bytes", i, len(got))
-			}
-			if got := readAll(t, errStream); got != "" {
-				t.Errorf("connection %d: error %q", i, got)
-			}
-		})
+		wg.Go(func() { checkEcho(t, conn, port, i, 10000) })
 	}
 	wg.Wait()
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
@@ -98,11 +115,7 @@ func TestPortForwardTunnel(t *testing.T) {
 	s.dialLoopback()
 	port := echo(t)
 	tunnel := func() httpstream.Connection {
-		u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ws := wsDial(t, u, "SPDY/3.1+other", "SPDY/3.1+"+portforward.ProtocolV1Name)
+		ws := wsDial(t, s.portForward(t), "SPDY/3.1+other", "SPDY/3.1+"+portforward.ProtocolV1Name)
 		ws.PayloadType = websocket.BinaryFrame
 		conn, err := spdy.NewClientConnection(ws)
 		if err != nil {
@@ -112,26 +125,11 @@ func TestPortForwardTunnel(t *testing.T) {
 	}
 	conn := tunnel()
 	for i := range 3 {
-		data, errStream := forward(t, conn, port, i)
-		text := strings.Repeat(fmt.Sprint(i), 100000)
-		go func() {
-			_, _ = io.WriteString(data, text)
-			_ = data.Close()
-		}()
-		if got := readAll(t, data); got != "got "+text {
-			t.Errorf("connection %d: %d bytes", i, len(got))
-		}
-		if got := readAll(t, errStream); got != "" {
-			t.Errorf("connection %d: error %q", i, got)
-		}
+		checkEcho(t, conn, port, i, 100000)
 	}
 	_ = conn.Close()
 	<-tunnel().CloseChan() // nothing happens on it
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := websocket.NewConfig("ws"+strings.TrimPrefix(u, "http"), "http://localhost/")
+	cfg, err := websocket.NewConfig("ws"+strings.TrimPrefix(s.portForward(t), "http"), "http://localhost/")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,15 +144,7 @@ func TestPortForwardOnlyPortsOfTheRequest(t *testing.T) {
 	s := start(t, nil)
 	s.dialLoopback()
 	port := echo(t)
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p", Port: []int32{int32(port)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.spdyForward(t, int32(port))
 	if _, errStream := forward(t, conn, port+1, 1); !strings.Contains(reason(errStream), "not in the request") {
 		t.Error("another port was forwarded")
 	}
@@ -179,24 +169,8 @@ func TestPortForwardWebSocket(t *testing.T) {
 			_, _ = fmt.Fprintf(c, "got %s", b)
 		}
 	}()
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p", Port: []int32{int32(l.Addr().(*net.TCPAddr).Port)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := wsDial(t, u)
-	if err := websocket.Message.Send(c, append([]byte{0}, "hello"...)); err != nil {
-		t.Fatal(err)
-	}
-	got := ""
-	for !strings.HasSuffix(got, "got hello") {
-		var frame []byte
-		if err := websocket.Message.Receive(c, &frame); err != nil {
-			t.Fatalf("after %q: %v", got, err)
-		}
-		if len(frame) > 1 && frame[0] == 0 {
-			got += string(frame[1:])
-		}
-	}
+	u := s.portForward(t, int32(l.Addr().(*net.TCPAddr).Port))
+	wsTalk(t, wsDial(t, u), 0, "hello", 0, "got hello")
 }
 
 // TestPortForwardClientGone: a connection that its pod keeps open ends with its client.
@@ -204,14 +178,7 @@ func TestPortForwardClientGone(t *testing.T) {
 	s := start(t, nil)
 	ours, theirs := net.Pipe()
 	s.runtime.dial = func(context.Context, uint16) (net.Conn, error) { return ours, nil }
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := s.spdyForward(t)
 	data, _ := forward(t, conn, 80, 1)
 	if _, err := io.WriteString(data, "x"); err != nil {
 		t.Fatal(err)

@@ -16,9 +16,6 @@ import (
 	"k8s.io/utils/exec"
 )
 
-// command is an exec or attach, with the streams that a client opened for it.
-type command func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error
-
 // The channels of a WebSocket: the first byte of each message.
 const (
 	stdinChannel = iota
@@ -31,16 +28,16 @@ const (
 // serveSocket runs a command over the WebSocket protocol v5.channel.k8s.io, in which a client can end its input and still read;
 // crictl and client-go ask for nothing older. The handlers of k8s.io/cri-streaming v0.37.2 know the versions before it, and refuse
 // this one (403); the messages and the status are as theirs in version 4.
-func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request, asked *remotecommand.Options, run command) {
+func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request, a adapter) {
 	channels := make([]wsstream.ChannelType, resizeChannel+1) // those not asked for are ignored
 	channels[statusChannel], channels[resizeChannel] = wsstream.WriteChannel, wsstream.ReadChannel
-	if asked.Stdin {
+	if a.asked.Stdin {
 		channels[stdinChannel] = wsstream.ReadChannel
 	}
-	if asked.Stdout {
+	if a.asked.Stdout {
 		channels[stdoutChannel] = wsstream.WriteChannel
 	}
-	if asked.Stderr {
+	if a.asked.Stderr {
 		channels[stderrChannel] = wsstream.WriteChannel
 	}
 	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channels}})
@@ -53,7 +50,7 @@ func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request, asked *remo
 	defer conn.Close()
 	resize := make(chan remotecommand.TerminalSize)
 	go decodeSizes(r.Context(), ch[resizeChannel], resize)
-	err = run(r.Context(), ch[stdinChannel], ch[stdoutChannel], ch[stderrChannel], resize)
+	err = a.ExecInContainer(r.Context(), "", "", "", nil, ch[stdinChannel], ch[stdoutChannel], ch[stderrChannel], a.asked.TTY, resize, 0)
 	if err := json.NewEncoder(ch[statusChannel]).Encode(statusOf(err)); err != nil && r.Context().Err() == nil {
 		s.o.Log.Debug("a client was not told how its command ended", "path", verbOf(r), "err", err)
 	}

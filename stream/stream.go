@@ -27,6 +27,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
+	"k8s.io/utils/exec"
 
 	"crishim.dev/internal/errs"
 )
@@ -213,36 +214,49 @@ func (s *Server) handle(f func(w http.ResponseWriter, r *http.Request, request a
 
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, request any) bool {
 	q, ok := request.(*cri.ExecRequest)
-	if !ok {
-		return false
-	}
-	o := &remotecommand.Options{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, TTY: q.Tty}
-	a := adapter{s, o}
-	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
-		s.serveSocket(w, r, o, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
-			return a.ExecInContainer(ctx, "", "", q.ContainerId, q.Cmd, in, out, err, q.Tty, resize, 0)
+	if ok {
+		s.serveCommand(w, r, q, func(ctx context.Context, streams IO) error {
+			code, err := s.o.Runtime.Exec(ctx, q.ContainerId, q.Cmd, streams)
+			if err == nil && code != 0 {
+				err = exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
+			}
+			return err
 		})
-		return true
 	}
-	remotecommand.ServeExec(w, r, a, "", "", q.ContainerId, q.Cmd, o, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
-	return true
+	return ok
 }
 
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, request any) bool {
 	q, ok := request.(*cri.AttachRequest)
-	if !ok {
-		return false
-	}
-	o := &remotecommand.Options{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, TTY: q.Tty}
-	a := adapter{s, o}
-	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
-		s.serveSocket(w, r, o, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
-			return a.AttachContainer(ctx, "", "", q.ContainerId, in, out, err, q.Tty, resize)
+	if ok {
+		s.serveCommand(w, r, q, func(ctx context.Context, streams IO) error {
+			err := s.o.Runtime.Attach(ctx, q.ContainerId, streams)
+			if ctx.Err() != nil && s.ctx.Err() == nil {
+				return nil // the client has left, which is how an attach ends; the library would log it as an error
+			}
+			return err
 		})
-		return true
 	}
-	remotecommand.ServeAttach(w, r, a, "", "", q.ContainerId, o, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
-	return true
+	return ok
+}
+
+// asking is what exec and attach requests have in common.
+type asking interface {
+	GetStdin() bool
+	GetStdout() bool
+	GetStderr() bool
+	GetTty() bool
+}
+
+// serveCommand gives run the streams that the client opens, over whichever protocol it speaks, and tells it how run ended. The handler
+// of attaches in k8s.io/cri-streaming differs from that of execs in that it knows no exit codes, which an attach does not have.
+func (s *Server) serveCommand(w http.ResponseWriter, r *http.Request, q asking, run func(ctx context.Context, streams IO) error) {
+	a := adapter{s, &remotecommand.Options{Stdin: q.GetStdin(), Stdout: q.GetStdout(), Stderr: q.GetStderr(), TTY: q.GetTty()}, verbOf(r), run}
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveSocket(w, r, a)
+		return
+	}
+	remotecommand.ServeExec(w, r, a, "", "", "", nil, a.asked, s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, request any) bool {

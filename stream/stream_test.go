@@ -26,7 +26,6 @@ import (
 
 	"golang.org/x/net/websocket"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"crishim.dev/internal/errs"
@@ -123,18 +122,7 @@ func TestExecWebSocket(t *testing.T) {
 	}
 	// Version 4 has no way to close stdin alone: read what comes back, then go.
 	c = wsDial(t, s.exec(t, &cri.ExecRequest{Cmd: []string{"cat"}, Stdin: true, Stdout: true}))
-	if err := websocket.Message.Send(c, append([]byte{0}, "hello"...)); err != nil {
-		t.Fatal(err)
-	}
-	for got := ""; got != "hello"; {
-		var frame []byte
-		if err := websocket.Message.Receive(c, &frame); err != nil {
-			t.Fatalf("after %q: %v", got, err)
-		}
-		if len(frame) > 1 && frame[0] == 1 {
-			got += string(frame[1:])
-		}
-	}
+	wsTalk(t, c, 0, "hello", 1, "hello")
 }
 
 // TestWebSocketV5: what crictl and client-go speak. Stdin is ended by a message, and the rest still comes.
@@ -268,15 +256,7 @@ func TestPanicEndsItsStreamAlone(t *testing.T) {
 		t.Errorf("no stack in the log: %s", s.log)
 	}
 	s.runtime.dial = func(context.Context, uint16) (net.Conn, error) { panic("fake panic") }
-	u, err := s.PortForward(&cri.PortForwardRequest{PodSandboxId: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdyDial(t, u, portforward.ProtocolV1Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.spdyForward(t)
 	if _, errStream := forward(t, conn, 80, 1); !strings.Contains(reason(errStream), "internal error") {
 		t.Error("port-forward: no error")
 	}
