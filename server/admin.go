@@ -9,9 +9,6 @@ import (
 	"os"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"crishim.dev/container"
 	"crishim.dev/proto/admin"
 	"crishim.dev/sandbox"
@@ -68,7 +65,7 @@ type Checker interface {
 	Check(ctx context.Context) []Finding
 }
 
-// AdminOptions are what an Admin serves. A nil part answers Unimplemented.
+// AdminOptions are what an Admin serves; all of them are needed.
 type AdminOptions struct {
 	Version    string
 	Sandboxes  Sandboxes
@@ -102,10 +99,6 @@ type adminService struct {
 	started time.Time
 }
 
-func missing(what string) error {
-	return status.Errorf(codes.Unimplemented, "%s: not part of this build", what)
-}
-
 // Version implements admin.AdminServer.
 func (s *adminService) Version(context.Context, *admin.VersionRequest) (*admin.VersionResponse, error) {
 	return &admin.VersionResponse{Version: s.o.Version, Pid: int64(os.Getpid()), StartedAt: s.started.UnixNano()}, nil
@@ -117,18 +110,12 @@ func (s *adminService) Plan(ctx context.Context, r *admin.PlanRequest) (*admin.P
 	if err != nil {
 		return nil, err
 	}
-	if s.o.Planner == nil {
-		return nil, missing("plan")
-	}
 	text, err := s.o.Planner.Plan(ctx, c.ID)
 	return &admin.PlanResponse{Text: text}, err
 }
 
 // Why implements admin.AdminServer.
 func (s *adminService) Why(_ context.Context, r *admin.WhyRequest) (*admin.WhyResponse, error) {
-	if s.o.Watcher == nil {
-		return nil, missing("why")
-	}
 	resp := &admin.WhyResponse{}
 	for _, a := range s.o.Watcher.Activities() {
 		// By id and not through Get: a pod that is being made can't be found yet, but asked why.
@@ -143,25 +130,16 @@ func (s *adminService) Why(_ context.Context, r *admin.WhyRequest) (*admin.WhyRe
 
 // Images implements admin.AdminServer.
 func (s *adminService) Images(context.Context, *admin.ImagesRequest) (*admin.ImagesResponse, error) {
-	if s.o.Images == nil {
-		return nil, missing("images")
-	}
 	return &admin.ImagesResponse{Images: s.o.Images()}, nil
 }
 
 // Pulls implements admin.AdminServer.
 func (s *adminService) Pulls(context.Context, *admin.PullsRequest) (*admin.PullsResponse, error) {
-	if s.o.Pulls == nil {
-		return nil, missing("pulls")
-	}
 	return &admin.PullsResponse{Pulls: s.o.Pulls()}, nil
 }
 
 // Check implements admin.AdminServer.
 func (s *adminService) Check(ctx context.Context, _ *admin.CheckRequest) (*admin.CheckResponse, error) {
-	if s.o.Checker == nil {
-		return nil, missing("check")
-	}
 	resp := &admin.CheckResponse{}
 	for _, f := range s.o.Checker.Check(ctx) {
 		resp.Findings = append(resp.Findings, &admin.Finding{Level: admin.Finding_Level(f.Level), Subject: f.Subject, Detail: f.Detail})

@@ -22,9 +22,6 @@ func (s *adminService) Import(ctx context.Context, r *admin.ImportRequest) (*adm
 	if f.err != nil {
 		return nil, f.err
 	}
-	if s.o.Archives == nil {
-		return nil, missing("import")
-	}
 	images, err := s.o.Archives.Import(ctx, r.GetPath(), r.GetName())
 	return &admin.ImportResponse{Images: imported(images)}, err
 }
@@ -44,9 +41,6 @@ func (s *adminService) Adopt(ctx context.Context, r *admin.AdoptRequest) (*admin
 	if f.err != nil {
 		return nil, f.err
 	}
-	if s.o.Archives == nil {
-		return nil, missing("adopt")
-	}
 	images, failed, err := s.o.Archives.Adopt(ctx, r.GetRuntime(), r.GetPath(), r.GetNamespace())
 	resp := &admin.AdoptResponse{Images: imported(images)}
 	for _, e := range failed {
@@ -60,9 +54,6 @@ const exportPart = 256 << 10
 
 // Export implements admin.AdminServer.
 func (s *adminService) Export(r *admin.ExportRequest, to grpc.ServerStreamingServer[admin.ExportResponse]) error {
-	if s.o.Archives == nil {
-		return missing("export")
-	}
 	w := bufio.NewWriterSize(exporter{to}, exportPart)
 	if err := s.o.Archives.Export(to.Context(), r.GetImage(), w); err != nil {
 		return err
@@ -87,9 +78,6 @@ func (e exporter) Write(p []byte) (int, error) {
 
 // Verify implements admin.AdminServer.
 func (s *adminService) Verify(ctx context.Context, r *admin.VerifyRequest) (*admin.VerifyResponse, error) {
-	if s.o.Archives == nil {
-		return nil, missing("verify")
-	}
 	layers, err := s.o.Archives.Verify(ctx, r.GetImage())
 	return &admin.VerifyResponse{Layers: layers}, err
 }
