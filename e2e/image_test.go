@@ -39,15 +39,26 @@ func imageStatus(t *testing.T, n *testnode.Node, image string) *cri.Image {
 // small makes an image of its own name with one small layer, serves it, and removes it from the node at the end.
 func small(t *testing.T, n *testnode.Node, layers ...v1.Layer) string {
 	t.Helper()
-	ref := "localhost/" + kit.Unique(t) + ":1"
 	if len(layers) == 0 {
-		l, err := testimage.Layer(testimage.Gzip, testimage.File{Name: "name", Body: []byte(ref)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		layers = []v1.Layer{l}
+		layers = []v1.Layer{layer(t, testimage.File{Name: "name", Body: []byte(kit.Unique(t))})}
 	}
-	img, err := testimage.Build(runtime.GOARCH, v1.Config{}, layers...)
+	return configured(t, n, v1.Config{}, layers...)
+}
+
+func layer(t *testing.T, files ...testimage.File) v1.Layer {
+	t.Helper()
+	l, err := testimage.Layer(testimage.Gzip, files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// configured makes an image as small does.
+func configured(t *testing.T, n *testnode.Node, config v1.Config, layers ...v1.Layer) string {
+	t.Helper()
+	ref := "localhost/" + kit.Unique(t) + ":1"
+	img, err := testimage.Build(runtime.GOARCH, config, layers...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,10 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
+	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"crishim.dev/image"
+	"crishim.dev/internal/errs"
 	"crishim.dev/internal/fsx"
 	"crishim.dev/snapshot"
 )
@@ -29,12 +34,65 @@ func readAccounts(root *os.File) (Accounts, error) {
 	var a Accounts
 	for path, dst := range map[string]*[]byte{"/etc/passwd": &a.passwd, "/etc/group": &a.group} {
 		b, err := fsx.ReadFileInRoot(root, path, accountsLimit)
+		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) { // the image has it so
+			err = errs.As(errs.Invalid, err)
+		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return a, fmt.Errorf("read the image's accounts: %w", err)
 		}
 		*dst = b
 	}
 	return a, nil
+}
+
+// account is a line of /etc/passwd: "name:password:uid:gid:comment:home:shell".
+type account struct {
+	name     string
+	uid, gid uint32
+	home     string
+}
+
+// findAccount gives the first account that is wanted. Like the C library it passes over lines that are malformed, ids out of range among
+// them: a number that can't be read must not be taken for 0, which is root's.
+func (a Accounts) findAccount(wanted func(account) bool) (account, bool) {
+	for f := range entries(a.passwd) {
+		uid, isUID, errUID := parseID(f[2])
+		gid, isGID, errGID := parseID(at(f, 3))
+		found := account{name: f[0], uid: uid, gid: gid, home: at(f, 5)}
+		if isUID && isGID && errUID == nil && errGID == nil && wanted(found) {
+			return found, true
+		}
+	}
+	return account{}, false
+}
+
+// groups goes through the lines of /etc/group, "name:password:gid:member,member", that are well-formed: name, gid, members.
+func (a Accounts) groups(each func(name string, gid uint32, members []string)) {
+	for f := range entries(a.group) {
+		if gid, isGID, err := parseID(f[2]); isGID && err == nil {
+			each(f[0], gid, strings.Split(at(f, 3), ","))
+		}
+	}
+}
+
+// entries are the fields of the lines of a passwd or group file, three of them at least; comments are left out.
+func entries(file []byte) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
+		for line := range strings.Lines(string(file)) {
+			f := strings.Split(strings.TrimSpace(line), ":")
+			if len(f) >= 3 && f[0] != "" && !strings.HasPrefix(f[0], "#") && !yield(f) {
+				return
+			}
+		}
+	}
+}
+
+// at is the i-th field, empty where there are fewer.
+func at(fields []string, i int) string {
+	if i < len(fields) {
+		return fields[i]
+	}
+	return ""
 }
 
 // AccountsCache remembers the accounts of images used of late: reading them takes a mount. The zero value is ready; safe for

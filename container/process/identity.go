@@ -3,13 +3,11 @@
 package process
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/user"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/internal/errs"
@@ -76,18 +74,8 @@ func findUser(spec string, a Accounts) (identity, string, error) {
 	if err != nil {
 		return identity{}, "", err
 	}
-	found, err := user.ParsePasswdFilter(bytes.NewReader(a.passwd), func(u user.User) bool {
-		return (numeric && u.Uid == int(uid)) || (!numeric && u.Name == spec)
-	})
-	if err != nil {
-		return identity{}, "", errs.Newf(errs.Invalid, "read the image's /etc/passwd: %w", err)
-	}
-	if len(found) > 0 {
-		u := found[0]
-		if u.Uid < 0 || u.Uid > maxID || u.Gid < 0 || u.Gid > maxID {
-			return identity{}, "", errs.Newf(errs.Invalid, "find user %q: the image's /etc/passwd has an id out of range", spec)
-		}
-		return identity{uid: uint32(u.Uid), gid: uint32(u.Gid), home: u.Home}, u.Name, nil
+	if found, ok := a.findAccount(func(c account) bool { return numeric && c.uid == uid || !numeric && c.name == spec }); ok {
+		return identity{uid: found.uid, gid: found.gid, home: found.home}, found.name, nil
 	}
 	if !numeric {
 		return identity{}, "", errs.Newf(errs.Invalid, "find user %q: the image's /etc/passwd has no such user", spec)
@@ -104,14 +92,16 @@ func findGroup(spec string, a Accounts) (uint32, error) {
 	if err != nil || numeric {
 		return gid, err
 	}
-	found, err := user.ParseGroupFilter(bytes.NewReader(a.group), func(g user.Group) bool { return g.Name == spec })
-	if err != nil {
-		return 0, errs.Newf(errs.Invalid, "read the image's /etc/group: %w", err)
-	}
-	if len(found) == 0 || found[0].Gid < 0 || found[0].Gid > maxID {
+	found := false
+	a.groups(func(name string, id uint32, _ []string) {
+		if name == spec && !found { // the first counts
+			gid, found = id, true
+		}
+	})
+	if !found {
 		return 0, errs.Newf(errs.Invalid, "find group %q: the image's /etc/group has no such group", spec)
 	}
-	return uint32(found[0].Gid), nil
+	return gid, nil
 }
 
 // withGroups adds the supplementary groups: the primary group, those of the image's /etc/group (policy Merge), the request's.
@@ -123,15 +113,11 @@ func withGroups(id identity, name string, sc *cri.LinuxContainerSecurityContext,
 		}
 	}
 	if name != "" && sc.GetSupplementalGroupsPolicy() == cri.SupplementalGroupsPolicy_Merge {
-		found, err := user.ParseGroupFilter(bytes.NewReader(a.group), func(g user.Group) bool { return slices.Contains(g.List, name) })
-		if err != nil {
-			return identity{}, errs.Newf(errs.Invalid, "read the image's /etc/group: %w", err)
-		}
-		for _, g := range found {
-			if g.Gid >= 0 && g.Gid <= maxID {
-				add(uint32(g.Gid))
+		a.groups(func(_ string, gid uint32, members []string) {
+			if slices.Contains(members, name) {
+				add(gid)
 			}
-		}
+		})
 	}
 	for _, g := range sc.GetSupplementalGroups() {
 		if g < 0 || g > maxID {

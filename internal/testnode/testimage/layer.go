@@ -27,8 +27,8 @@ type File struct {
 	UID  int
 	GID  int
 	Body []byte
-	// Dir, Link and Symlink make something other than a regular file; the latter two name the target.
-	Dir           bool
+	// Dir, FIFO, Link and Symlink make something other than a regular file; the latter two name the target.
+	Dir, FIFO     bool
 	Link, Symlink string
 	// Xattrs are extended attributes, "security.capability" for one.
 	Xattrs map[string]string
@@ -56,6 +56,8 @@ func Tar(files ...File) ([]byte, error) {
 		switch {
 		case f.Dir:
 			h.Typeflag = tar.TypeDir
+		case f.FIFO:
+			h.Typeflag = tar.TypeFifo
 		case f.Link != "":
 			h.Typeflag, h.Linkname = tar.TypeLink, f.Link
 		case f.Symlink != "":
