@@ -75,10 +75,8 @@ func OpenVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 			return nil, fmt.Errorf("make missing host path: %w", err)
 		}
 	}
-	if mt.GetPropagation() == cri.MountPropagation_PROPAGATION_BIDIRECTIONAL {
-		if err := requireShared(host); err != nil {
-			return nil, err
-		}
+	if err := checkPropagation(host, mt.GetPropagation()); err != nil {
+		return nil, err
 	}
 	f, err = openTree(host, unix.AT_RECURSIVE)
 	if err != nil {
@@ -151,8 +149,11 @@ func SetAttr(f *os.File, attr *unix.MountAttr, flags uint) error {
 	return nil
 }
 
-// requireShared refuses bidirectional propagation from a mount that is not shared: it would silently reach nobody.
-func requireShared(path string) error {
+// checkPropagation refuses propagation that the host's mount can't give: mounts would silently reach nobody, or never come.
+func checkPropagation(path string, want cri.MountPropagation) error {
+	if want == cri.MountPropagation_PROPAGATION_PRIVATE {
+		return nil
+	}
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st); err != nil { // Linux 5.8
 		return &os.PathError{Op: "statx", Path: path, Err: err}
@@ -162,18 +163,15 @@ func requireShared(path string) error {
 		return err
 	}
 	defer f.Close()
-	shared, err := isShared(f, st.Mnt_id)
-	if err != nil {
+	shared, slave, err := peers(f, st.Mnt_id)
+	if err != nil || shared || slave && want == cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
 		return err
 	}
-	if !shared {
-		return errs.Newf(errs.Invalid, "bidirectional propagation: %s is not on a shared mount", path)
-	}
-	return nil
+	return errs.Newf(errs.Precondition, "propagation: %s can't be had: the host's mount of %s is not shared", want, path)
 }
 
-// isShared looks a mount up in mountinfo (proc_pid_mountinfo(5)): "36 35 98:0 / /mnt rw shared:1 - ext4 …".
-func isShared(mountinfo io.Reader, id uint64) (bool, error) {
+// peers looks a mount up in mountinfo (proc_pid_mountinfo(5)): "36 35 98:0 / /mnt rw shared:1 master:2 - ext4 …".
+func peers(mountinfo io.Reader, id uint64) (shared, slave bool, err error) {
 	s := bufio.NewScanner(mountinfo)
 	s.Buffer(nil, 1<<20)
 	for s.Scan() {
@@ -183,14 +181,14 @@ func isShared(mountinfo io.Reader, id uint64) (bool, error) {
 		}
 		for _, f := range fields[6:] {
 			if f == "-" {
-				return false, nil
+				break
 			}
-			if strings.HasPrefix(f, "shared:") {
-				return true, nil
-			}
+			shared = shared || strings.HasPrefix(f, "shared:")
+			slave = slave || strings.HasPrefix(f, "master:")
 		}
+		return shared, slave, nil
 	}
-	return false, s.Err()
+	return false, false, s.Err()
 }
 
 // MapOwners makes a detached mount show its files as those of the pod's user namespace: owner 0 on disk is its root. Nothing is

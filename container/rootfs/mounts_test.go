@@ -12,14 +12,14 @@ import (
 	"crishim.dev/internal/errs"
 )
 
-func TestIsShared(t *testing.T) {
+func TestPeers(t *testing.T) {
 	const info = `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
 37 35 98:0 / /s rw shared:7 - tmpfs none rw
 38 35 98:0 / /both rw shared:9 master:2 - tmpfs none rw
 `
-	for id, want := range map[uint64]bool{36: false, 37: true, 38: true, 39: false} {
-		if got, err := isShared(strings.NewReader(info), id); got != want || err != nil {
-			t.Errorf("%d: %v %v", id, got, err)
+	for id, want := range map[uint64][2]bool{36: {false, true}, 37: {true, false}, 38: {true, true}, 39: {false, false}} {
+		if shared, slave, err := peers(strings.NewReader(info), id); shared != want[0] || slave != want[1] || err != nil {
+			t.Errorf("%d: shared %v, slave %v, %v", id, shared, slave, err)
 		}
 	}
 }

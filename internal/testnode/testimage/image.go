@@ -37,6 +37,10 @@ const (
 	Capable = "localhost/test/capable:1"
 	// Multi is an index of this machine's platform and others.
 	Multi = "localhost/test/multi:1"
+	// Links has /out/absolute and /out/relative, links to Outside that would lead there on a host.
+	Links = "localhost/test/links:1"
+	// Outside is a path that no host has.
+	Outside = "/outside-of-any-container"
 	// Bare has one layer without a command.
 	Bare = "localhost/test/bare:1"
 )
@@ -204,6 +208,7 @@ func (s *set) own() error {
 	// With CAP_NET_RAW as a file capability: struct vfs_cap_data, revision 2, effective.
 	const netRaw = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	s.add(shell, s.on(File{Name: "capable/", Dir: true}, File{Name: "capable/cat", Mode: 0o755, Body: cat, Xattrs: map[string]string{"security.capability": netRaw}}), Capable)
+	s.add(shell, s.on(File{Name: "out/", Dir: true}, File{Name: "out/absolute", Symlink: Outside}, File{Name: "out/relative", Symlink: "../../../../.." + Outside}), Links)
 	s.add(v1.Config{}, []v1.Layer{s.layer(Gzip, File{Name: "only", Body: []byte("only")})}, Bare)
 	return s.multi(shell)
 }
