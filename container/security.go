@@ -24,10 +24,10 @@ func capabilities(sc *cri.LinuxContainerSecurityContext) (granted, ambient launc
 	if sc.GetPrivileged() {
 		granted = launch.AllCaps
 	} else if granted, err = launch.EditCaps(launch.DefaultCaps, c.GetAddCapabilities(), c.GetDropCapabilities()); err != nil {
-		return 0, 0, err
+		return 0, 0, fmt.Errorf("capabilities.add_capabilities, drop_capabilities: %w", err)
 	}
 	if ambient, err = launch.EditCaps(0, c.GetAddAmbientCapabilities(), nil); err != nil {
-		return 0, 0, err
+		return 0, 0, fmt.Errorf("capabilities.add_ambient_capabilities: %w", err)
 	}
 	// An ambient capability is permitted by definition (capabilities(7)).
 	return granted | ambient, ambient, nil
@@ -65,7 +65,7 @@ func (m *Manager) checkLabels(cfg *cri.ContainerConfig) error {
 			return fmt.Errorf("apparmor: %w", err)
 		}
 		if !loaded {
-			return errs.Newf(errs.Invalid, "apparmor: the kernel has no profile %q loaded", name)
+			return errs.Newf(errs.Precondition, "apparmor: the kernel has no profile %q loaded", name)
 		}
 	}
 	if !m.o.Facts.SELinux {

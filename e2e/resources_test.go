@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/e2e/kit"
@@ -171,4 +173,48 @@ func TestDevices(t *testing.T) {
 	if r, err := c.ExecSync(10, "sh", "-c", "mknod /tmp/kmsg c 1 11 && head -c 1 /tmp/kmsg"); err != nil || r.GetExitCode() == 0 {
 		t.Errorf("a device that was not asked for can be read: %v, %v", r, err)
 	}
+}
+
+// A directory stands for the devices below it, and access is that which was asked for.
+func TestDeviceDirectory(t *testing.T) {
+	n := node(t)
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody drives these two: what may be opened does not exist then (ENXIO), and the rest is not permitted.
+	for name, dev := range map[string]uint64{"a": unix.Mkdev(240, 211), "sub/b": unix.Mkdev(240, 212)} {
+		if err := unix.Mknod(filepath.Join(dir, name), unix.S_IFCHR|0o666, int(dev)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pod := kit.RunPod(t, n)
+	for access, want := range map[string]map[string]string{
+		"r":   {"< ": "No such device", "> ": "not permitted", "<> ": "not permitted"},
+		"w":   {"< ": "not permitted", "> ": "No such device", "<> ": "not permitted"},
+		"rwm": {"< ": "No such device", "> ": "No such device", "<> ": "No such device"},
+	} {
+		for _, target := range []string{"/dev/group", "/elsewhere/group"} {
+			c := pod.Run(testimage.Busybox, kit.Sleep(), func(c *cri.ContainerConfig) {
+				c.Devices = []*cri.Device{{HostPath: dir, ContainerPath: target, Permissions: access}}
+			})
+			if got := c.Exec("sh", "-c", "cd "+target+" && find . ! -type d | sort | xargs stat -c '%n %F %t:%T'"); got != "./a character special file f0:d3\n./sub/b character special file f0:d4\n" {
+				t.Errorf("devices below %s: %q", target, got)
+			}
+			for how, says := range want {
+				r, err := c.ExecSync(10, "sh", "-c", ": "+how+target+"/sub/b")
+				if err != nil || r.GetExitCode() == 0 || !strings.Contains(string(r.GetStderr()), says) {
+					t.Errorf("open by %q with access %q: %v, %v; want %q", how, access, r, err, says)
+				}
+			}
+			c.Stop(0)
+		}
+	}
+	c := pod.Create(testimage.Busybox, kit.Sleep(), func(c *cri.ContainerConfig) {
+		c.Devices = []*cri.Device{{HostPath: filepath.Join(dir, "file"), ContainerPath: "/dev/file", Permissions: "r"}}
+	})
+	wantCode(t, c.TryStart(), codes.InvalidArgument, "devices[0]", "not a device")
 }

@@ -78,8 +78,11 @@ func (c *Container) Start() {
 }
 
 // TryStart is StartContainer as it is.
-func (c *Container) TryStart() error {
-	_, err := c.Pod.Node.Runtime.StartContainer(Context(c.t), &cri.StartContainerRequest{ContainerId: c.ID})
+func (c *Container) TryStart() error { return c.Pod.TryStart(c.ID) }
+
+// TryStart is StartContainer as it is, of any container.
+func (p *Pod) TryStart(id string) error {
+	_, err := p.Node.Runtime.StartContainer(Context(p.t), &cri.StartContainerRequest{ContainerId: id})
 	return err
 }
 
