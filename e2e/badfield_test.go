@@ -4,7 +4,11 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -80,57 +84,112 @@ func descriptor(m protoreflect.MessageDescriptor, path []string) protoreflect.Fi
 	return descriptor(f.Message(), path[1:])
 }
 
-// checkAnswer fails unless an odd request is answered with success or with a code that blames it, a field of it by name.
-func checkAnswer(t *testing.T, f crifield.Field, value any, err error) {
-	t.Helper()
-	shown := value
-	if s, ok := value.(string); ok && len(s) > 40 {
-		shown = s[:40] + "…"
-	}
-	if b, ok := value.([]byte); ok {
-		shown = len(b)
-	}
-	switch code := status.Code(err); code {
-	case codes.OK, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented, codes.DeadlineExceeded:
-	case codes.InvalidArgument:
-		// Itself, or a message that it is in.
-		if !slices.ContainsFunc(strings.Split(f.Path, "."), func(name string) bool {
-			return name != "config" && name != "linux" && strings.Contains(err.Error(), name)
-		}) {
-			t.Errorf("%s = %q: %v; want the field named", f.Name(), shown, err)
-		}
-	default:
-		t.Errorf("%s = %q: %v; want a code that tells whose fault it is", f.Name(), shown, err)
-	}
+// oddity is a field with a value that no caller should send.
+type oddity struct {
+	crifield.Field
+	value any
 }
 
-// Every field of every request with odd values: whatever comes of it, nobody is left guessing, and nothing is left behind.
-func TestOddFields(t *testing.T) {
-	n := node(t)
-	pod := kit.RunPod(t, n)
-	ctr := pod.Run(testimage.Busybox, kit.Sleep())
-	dir := t.TempDir()
-	for _, f := range crifield.All() {
-		path := strings.Split(f.Path, ".")
-		base := oddBase(t, n, pod, ctr, f.RPC)
-		if f.Path == "" || base == nil {
+func (o oddity) String() string {
+	switch v := o.value.(type) {
+	case string:
+		return fmt.Sprintf("%s = %q (%d bytes)", o.Name(), v[:min(len(v), 40)], len(v))
+	case []byte:
+		return fmt.Sprintf("%s = %d bytes", o.Name(), len(v))
+	}
+	return fmt.Sprintf("%s = %v", o.Name(), o.value)
+}
+
+// isNamed says whether a text has the name of the field, or of a message that it is in.
+func (o oddity) isNamed(text string) bool {
+	return slices.ContainsFunc(strings.Split(o.Path, "."), func(name string) bool {
+		return name != "config" && name != "linux" && strings.Contains(text, name)
+	})
+}
+
+// oddities are all odd values of all fields of an RPC's request. dir is a directory of the test.
+func oddities(n *testnode.Node, base proto.Message, fields []crifield.Field, dir string) []oddity {
+	var out []oddity
+	for _, f := range fields {
+		if f.Path == "" {
 			continue
 		}
+		path := strings.Split(f.Path, ".")
 		for _, value := range odd(descriptor(base.ProtoReflect().Descriptor(), path)) {
-			m := oddBase(t, n, pod, ctr, f.RPC)
 			switch s, _ := value.(string); {
 			case s == "no-such" && slices.Contains(path, "host_path"): // it would be made, on the machine of the test
 				value = filepath.Join(dir, s)
 			case s == "no-such" && slices.Contains(path, "cgroup_parent"):
 				value = n.CgroupParent + "/" + s
 			}
-			set(m.ProtoReflect(), path, value)
-			checkAnswer(t, f, value, oddCall(t, n, f.RPC, m))
+			out = append(out, oddity{f, value})
+		}
+	}
+	return out
+}
+
+// checkAnswer fails unless a request with odd fields is answered with success or with a code that blames one of them, by name.
+func checkAnswer(t *testing.T, rpc string, err error, of ...oddity) {
+	t.Helper()
+	code := status.Code(err)
+	// No checkpoints are made here: that alone may be said not to exist, and nothing else.
+	if checkpoints := strings.HasPrefix(rpc, "Checkpoint") || strings.HasPrefix(rpc, "Restore"); checkpoints || code == codes.Unimplemented {
+		if !checkpoints || code != codes.Unimplemented || !strings.Contains(err.Error(), rpc) {
+			t.Errorf("%s with %v: %v; want Unimplemented of checkpoints alone, and the RPC named", rpc, of, err)
+		}
+		return
+	}
+	switch code {
+	case codes.OK, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded:
+	case codes.InvalidArgument:
+		if len(of) > 0 && !slices.ContainsFunc(of, func(o oddity) bool { return o.isNamed(err.Error()) }) {
+			t.Errorf("%v: %v; want the field named", of, err)
+		}
+	default:
+		t.Errorf("%s with %v: %v; want a code that tells whose fault it is", rpc, of, err)
+	}
+}
+
+// Every field of every request of every RPC with odd values, then two at once: whatever comes of it, nobody is left guessing, and
+// nothing is left behind.
+func TestOddFields(t *testing.T) {
+	n := node(t)
+	pod := kit.RunPod(t, n)
+	ctr := pod.Run(testimage.Busybox, kit.Sleep())
+	dir := t.TempDir()
+	of := map[string][]crifield.Field{}
+	for _, f := range crifield.All() {
+		of[f.RPC] = append(of[f.RPC], f)
+	}
+	for rpc, fields := range of {
+		call := func(oddities ...oddity) {
+			m := oddBase(t, n, pod, ctr, rpc)
+			for _, o := range oddities {
+				set(m.ProtoReflect(), strings.Split(o.Path, "."), o.value)
+			}
+			checkAnswer(t, rpc, oddCall(t, pod, rpc, m), oddities...)
+		}
+		call()
+		all := oddities(n, oddBase(t, n, pod, ctr, rpc), fields, dir)
+		for _, o := range all {
+			call(o)
+		}
+		random := rand.New(rand.NewPCG(1, 2))
+		for range len(all) / 3 {
+			one, other := all[random.IntN(len(all))], all[random.IntN(len(all))]
+			if !isBelow(one.Path, other.Path) {
+				call(one, other)
+			}
 		}
 	}
 }
 
-// oddBase is a request that would succeed; nil for RPCs whose requests say nothing.
+// isBelow says whether two paths lead to one field, or to two of which only one can be set.
+func isBelow(one, other string) bool {
+	return one == other || strings.HasPrefix(one, other+".") || strings.HasPrefix(other, one+".")
+}
+
+// oddBase is a request that would succeed, or find nothing.
 func oddBase(t *testing.T, n *testnode.Node, pod *kit.Pod, ctr *kit.Container, rpc string) proto.Message {
 	image := &cri.ImageSpec{Image: testimage.Busybox}
 	switch rpc {
@@ -164,23 +223,12 @@ func oddBase(t *testing.T, n *testnode.Node, pod *kit.Pod, ctr *kit.Container, r
 		return &cri.ContainerStatusRequest{ContainerId: ctr.ID}
 	case "PodSandboxStatus":
 		return &cri.PodSandboxStatusRequest{PodSandboxId: pod.ID}
-	case "UpdateRuntimeConfig": // it changes the node for all
-		return nil
 	}
-	return oddEmpty(rpc)
-}
-
-// oddEmpty is an RPC's empty request; nil for one that answers by a stream.
-func oddEmpty(rpc string) proto.Message {
-	m := oddMethod(rpc)
-	if m == nil || m.IsStreamingServer() {
-		return nil
-	}
-	t, err := protoregistry.GlobalTypes.FindMessageByName(m.Input().FullName())
+	made, err := protoregistry.GlobalTypes.FindMessageByName(oddMethod(rpc).Input().FullName())
 	if err != nil {
-		return nil
+		t.Fatal(err)
 	}
-	return t.New().Interface()
+	return made.New().Interface()
 }
 
 func oddMethod(rpc string) protoreflect.MethodDescriptor {
@@ -194,7 +242,8 @@ func oddMethod(rpc string) protoreflect.MethodDescriptor {
 }
 
 // oddCall makes a call and undoes what it did.
-func oddCall(t *testing.T, n *testnode.Node, rpc string, m proto.Message) error {
+func oddCall(t *testing.T, pod *kit.Pod, rpc string, m proto.Message) error {
+	n := pod.Node
 	ctx, cancel := context.WithTimeout(t.Context(), kit.Timeout)
 	defer cancel()
 	switch r := m.(type) {
@@ -214,11 +263,51 @@ func oddCall(t *testing.T, n *testnode.Node, rpc string, m proto.Message) error 
 			t.Errorf("remove: %v", err)
 		}
 		return errStart
+	case *cri.GetEventsRequest:
+		return firstEvent(ctx, t, pod, r)
 	}
 	method := oddMethod(rpc)
 	out, err := protoregistry.GlobalTypes.FindMessageByName(method.Output().FullName())
 	if err != nil {
 		return err
 	}
-	return n.Conn.Invoke(ctx, "/"+string(method.Parent().FullName())+"/"+rpc, m, out.New().Interface(), grpc.MaxCallSendMsgSize(16<<20))
+	name, limit := "/"+string(method.Parent().FullName())+"/"+rpc, grpc.MaxCallSendMsgSize(16<<20)
+	if !method.IsStreamingServer() {
+		return n.Conn.Invoke(ctx, name, m, out.New().Interface(), limit)
+	}
+	stream, err := n.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, name, limit)
+	if err == nil {
+		err = errors.Join(stream.SendMsg(m), stream.CloseSend())
+	}
+	for err == nil {
+		err = stream.RecvMsg(out.New().Interface())
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// firstEvent subscribes and makes containers until an event comes.
+func firstEvent(ctx context.Context, t *testing.T, pod *kit.Pod, r *cri.GetEventsRequest) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events, err := pod.Node.Runtime.GetContainerEvents(ctx, r)
+	if err != nil {
+		return err
+	}
+	heard := make(chan error, 1)
+	go func() {
+		_, err := events.Recv()
+		heard <- err
+	}()
+	for {
+		select {
+		case err := <-heard:
+			return err
+		default:
+			c := pod.Create(testimage.Busybox, kit.Sleep())
+			c.Remove()
+		}
+	}
 }

@@ -4,7 +4,9 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -63,6 +65,7 @@ func (s about) RuntimeConfig(context.Context, *cri.RuntimeConfigRequest) (*cri.R
 
 // UpdateRuntimeConfig takes the node's pod CIDRs, comma-separated for two families. An empty one changes nothing.
 func (s about) UpdateRuntimeConfig(_ context.Context, r *cri.UpdateRuntimeConfigRequest) (*cri.UpdateRuntimeConfigResponse, error) {
+	const field = "runtime_config.network_config.pod_cidr"
 	text := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()
 	if text == "" {
 		return &cri.UpdateRuntimeConfigResponse{}, nil
@@ -71,12 +74,15 @@ func (s about) UpdateRuntimeConfig(_ context.Context, r *cri.UpdateRuntimeConfig
 	for t := range strings.SplitSeq(text, ",") {
 		p, err := netip.ParsePrefix(strings.TrimSpace(t))
 		if err != nil {
-			return nil, errs.Newf(errs.Invalid, "runtime_config.network_config.pod_cidr: %q is no CIDR", t)
+			return nil, errs.Newf(errs.Invalid, "%s: %q is no CIDR", field, t)
+		}
+		if slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == p.Addr().Is4() }) {
+			return nil, errs.Newf(errs.Invalid, "%s: %q has more than one CIDR of a family", field, text)
 		}
 		cidrs = append(cidrs, p.Masked())
 	}
 	if err := s.o.Network.SetPodCIDRs(cidrs); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", field, err)
 	}
 	return &cri.UpdateRuntimeConfigResponse{}, nil
 }

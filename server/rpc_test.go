@@ -233,6 +233,7 @@ func TestKubelet31Network(t *testing.T) {
 		t.Errorf("calls: %s", got)
 	}
 	wantCode(t, "bad CIDR", config("10.1.2.3"), codes.InvalidArgument, "pod_cidr")
+	wantCode(t, "two CIDRs of a family", config("10.1.0.0/16,fd00::/64,10.2.0.0/16"), codes.InvalidArgument, "pod_cidr")
 }
 
 func TestKubelet34ExecSyncFillsAMessage(t *testing.T) {
