@@ -45,8 +45,10 @@ func TestBrokenClients(t *testing.T) {
 	})
 	pod := kit.RunPod(t, n)
 	inside := pod.Run(testimage.Busybox, kit.Sleep()) // its first process reaps what execs orphan
-	plain := pod.Run(testimage.Busybox, []string{"sh", "-c", "while read l; do echo $l; done"}, func(c *cri.ContainerConfig) { c.Stdin = true })
-	tty := pod.Run(testimage.Busybox, []string{"cat"}, func(c *cri.ContainerConfig) { c.Stdin, c.Tty = true, true })
+	plain := pod.Run(testimage.Busybox, []string{"sh", "-c", "echo begun; while read l; do echo $l; done"}, func(c *cri.ContainerConfig) { c.Stdin = true })
+	tty := pod.Run(testimage.Busybox, []string{"sh", "-c", "echo begun; exec cat"}, func(c *cri.ContainerConfig) { c.Stdin, c.Tty = true, true })
+	plain.WaitLog("begun") // and the first output makes its spool
+	tty.WaitLog("begun")
 	breakOff(t, 1, execs/50, execURLs(t, inside)) // the first of each kind may leave what all use
 	breakOff(t, 1, attaches/10, attachURLs(t, plain, tty))
 	before := goroutines(t, n)
