@@ -135,8 +135,8 @@ type Snapshotter interface {
 	Create(ctx context.Context, id string, layers []Key) error
 	// Mount gives the root directory of a new detached overlay; the caller closes it.
 	Mount(ctx context.Context, id string, m Mount) (*os.File, error)
-	// Usage is the disk space and number of files of the writable layer, as of a moment ago.
-	Usage(id string) (bytes, inodes uint64, err error)
+	// Usage is what the writable layer takes, as of a moment ago; Unavailable until it is known for the first time.
+	Usage(id string) (Usage, error)
 	// Remove removes a snapshot and its writable layer. An unknown one is no error.
 	Remove(ctx context.Context, id string) error
 	// Snapshots lists the ids, sorted.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -365,6 +366,51 @@ func TestUsageCountsLinksOnce(t *testing.T) {
 	}
 	if _, err := os.Stat(s.UpperDir("no")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestUsageIsAnsweredFromMemory: while the walks of writable layers take as long as they like, who asks gets the last reading at once, and
+// for the first of all waits once and not for each.
+func TestUsageIsAnsweredFromMemory(t *testing.T) {
+	s, ctx := open(t, t.TempDir()), t.Context()
+	for i := range 100 {
+		if err := s.Create(ctx, fmt.Sprint("c", i), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := s.Usage("c0")
+	for errors.Is(err, errs.Unavailable) { // a busy machine
+		first, err = s.Usage("c0")
+	}
+	if err != nil || first.Inodes != 1 || time.Since(first.At) > time.Minute {
+		t.Fatalf("an empty layer: %+v, %v", first, err)
+	}
+	if err := os.WriteFile(s.UpperDir("c0")+"/new", make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.Outdate("c0")
+	release := s.HoldWalks()
+	began := time.Now()
+	for i := range 100 {
+		u, err := s.Usage(fmt.Sprint("c", i))
+		switch {
+		case i == 0 && (err != nil || u.Inodes != 1):
+			t.Errorf("the last reading: %+v, %v", u, err)
+		case i > 0 && !errors.Is(err, errs.Unavailable):
+			t.Errorf("a layer not measured yet: %+v, %v", u, err)
+		}
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("100 answers took %v", took)
+	}
+	release()
+	for u := first; u.Inodes != 2; {
+		if t.Context().Err() != nil {
+			t.Fatalf("the new reading does not come: %+v", u)
+		}
+		if u, err = s.Usage("c0"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

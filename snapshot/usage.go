@@ -12,34 +12,45 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crishim.dev/internal/errs"
 )
 
 const (
 	// usageAge is how old a measurement may be before a question starts another.
 	usageAge = 10 * time.Second
-	// usageWait bounds how long a question waits for the measurement it started.
+	// usageWait bounds how long a question waits for the first measurement, which it started.
 	usageWait = 20 * time.Millisecond
 	// usageDepth bounds the open directories of one walk. What lies deeper is not counted.
 	usageDepth = 256
 )
 
-// Usage is the disk space and number of files of the snapshot's writable layer. It answers from the last measurement and starts a
-// new one when that is old; it waits for one only briefly, so a huge layer may read as zero the first time. Nothing is measured
-// when nobody asks.
-func (s *Store) Usage(id string) (bytes, inodes uint64, err error) {
+// Usage is what a writable layer takes: disk space, number of files, and when that was measured.
+type Usage struct {
+	Bytes, Inodes uint64
+	At            time.Time
+}
+
+// Usage is what the snapshot's writable layer takes. It answers from the last measurement and starts a new one when that is old. Only
+// where there is none yet does it wait for one, briefly, and not behind another: errs.Unavailable then. Nothing is measured when nobody
+// asks.
+func (s *Store) Usage(id string) (Usage, error) {
 	if _, err := s.index.layersOf(id); err != nil {
-		return 0, 0, err
+		return Usage{}, err
 	}
 	u := s.usage.get(id, s.disk.upper(id))
-	return u.bytes, u.inodes, nil
+	if u.At.IsZero() {
+		return Usage{}, errs.Newf(errs.Unavailable, "measure snapshot %s: it has not been measured yet", id)
+	}
+	return u, nil
 }
 
 // UsageAll sums the writable layers, as last measured.
 func (s *Store) UsageAll() (bytes, inodes uint64) {
 	for _, id := range s.index.snapshots() {
 		u := s.usage.peek(id, s.disk.upper(id))
-		bytes += u.bytes
-		inodes += u.inodes
+		bytes += u.Bytes
+		inodes += u.Inodes
 	}
 	return bytes, inodes
 }
@@ -58,59 +69,61 @@ func MeasureDir(ctx context.Context, dir string) (bytes, inodes uint64, err erro
 	if errors.Is(err, errStopped) {
 		err = fmt.Errorf("measure %s: %w", dir, context.Cause(ctx))
 	}
-	return u.bytes, u.inodes, err
+	return u.Bytes, u.Inodes, err
 }
-
-type usage struct{ bytes, inodes uint64 }
 
 // meter keeps the last measurement of each writable layer. One walk runs at a time. The zero value is ready.
 type meter struct {
 	walk sync.Mutex // held by the walk under way; taken before mu
 
-	mu     sync.Mutex
-	last   map[string]*reading // guarded by mu
-	walks  sync.WaitGroup      // added to under mu
-	quit   chan struct{}       // closes when the store does; made with the first walk; guarded by mu
-	closed bool                // guarded by mu
+	mu    sync.Mutex
+	last  map[string]*reading // guarded by mu
+	walks sync.WaitGroup      // added to under mu
+	// waiting is how many walks are under way or wait for their turn; guarded by mu
+	waiting int
+	quit    chan struct{} // closes when the store does; made with the first walk; guarded by mu
+	closed  bool          // guarded by mu
 }
 
 type reading struct {
-	usage
-	at      time.Time
+	Usage
 	running chan struct{} // closes when the walk under way ends; nil: none
 }
 
-// get answers with a fresh reading if one can be had soon.
-func (m *meter) get(id, dir string) usage {
-	running := m.refresh(id, dir)
-	if running != nil {
-		t := time.NewTimer(usageWait)
-		defer t.Stop()
-		select {
-		case <-running:
-		case <-t.C:
-		}
+// get answers with the last reading, or the first if that can be had soon.
+func (m *meter) get(id, dir string) Usage {
+	running, free := m.refresh(id, dir)
+	u := m.read(id)
+	if running == nil || !u.At.IsZero() || !free {
+		return u
+	}
+	t := time.NewTimer(usageWait)
+	defer t.Stop()
+	select {
+	case <-running:
+	case <-t.C:
 	}
 	return m.read(id)
 }
 
-// peek answers at once; unlike get it does not wait for the walk it starts.
-func (m *meter) peek(id, dir string) usage {
+// peek answers at once; unlike get it does not wait for the first walk either.
+func (m *meter) peek(id, dir string) Usage {
 	m.refresh(id, dir)
 	return m.read(id)
 }
 
-func (m *meter) read(id string) usage {
+func (m *meter) read(id string) Usage {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r := m.last[id]; r != nil {
-		return r.usage
+		return r.Usage
 	}
-	return usage{}
+	return Usage{}
 }
 
-// refresh starts a walk when the last reading is old. It returns a channel that closes with the walk under way, if there is one.
-func (m *meter) refresh(id, dir string) <-chan struct{} {
+// refresh starts a walk when the last reading is old. running closes with the walk under way, if there is one; free says that no other
+// holds it up.
+func (m *meter) refresh(id, dir string) (running <-chan struct{}, free bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.last == nil {
@@ -121,12 +134,14 @@ func (m *meter) refresh(id, dir string) <-chan struct{} {
 		r = &reading{}
 		m.last[id] = r
 	}
-	if r.running != nil || m.closed || time.Since(r.at) < usageAge {
-		return r.running
+	if r.running != nil || m.closed || time.Since(r.At) < usageAge {
+		return r.running, false
 	}
-	running := make(chan struct{})
-	r.running = running
+	done := make(chan struct{})
+	r.running = done
 	quit := m.quit
+	free = m.waiting == 0
+	m.waiting++
 	m.walks.Go(func() {
 		m.walk.Lock()
 		u, err := measure(quit, dir)
@@ -134,12 +149,13 @@ func (m *meter) refresh(id, dir string) <-chan struct{} {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if err == nil {
-			r.usage, r.at = u, time.Now()
+			r.Usage = u
 		}
 		r.running = nil
-		close(running)
+		m.waiting--
+		close(done)
 	})
-	return running
+	return done, free
 }
 
 func (m *meter) forget(id string) {
@@ -159,23 +175,23 @@ func (m *meter) stop() {
 }
 
 // measure walks a tree. Files that vanish meanwhile are not counted.
-func measure(quit <-chan struct{}, dir string) (usage, error) {
-	w := walker{quit: quit, seen: map[uint64]struct{}{}}
+func measure(quit <-chan struct{}, dir string) (Usage, error) {
+	w := walker{Usage: Usage{At: time.Now()}, quit: quit, seen: map[uint64]struct{}{}}
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
-		return usage{}, &os.PathError{Op: "stat", Path: dir, Err: err}
+		return Usage{}, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	w.count(&st)
 	fd, err := openDir(unix.AT_FDCWD, dir)
 	if err != nil {
-		return usage{}, &os.PathError{Op: "open", Path: dir, Err: err}
+		return Usage{}, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	err = w.dir(fd, 0)
-	return w.usage, err
+	return w.Usage, err
 }
 
 type walker struct {
-	usage
+	Usage
 	quit <-chan struct{}
 	seen map[uint64]struct{}
 }
@@ -187,8 +203,8 @@ func (w *walker) count(st *unix.Stat_t) {
 		}
 		w.seen[st.Ino] = struct{}{}
 	}
-	w.bytes += uint64(st.Blocks) * 512
-	w.inodes++
+	w.Bytes += uint64(st.Blocks) * 512
+	w.Inodes++
 }
 
 // dir counts what is below an open directory and closes it.

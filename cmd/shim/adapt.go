@@ -130,17 +130,17 @@ func criImage(img image.Image) server.Image {
 	}}
 }
 
-// writableLayer tells what a container's writable layer takes, nil when it was removed meanwhile.
+// writableLayer tells what a container's writable layer takes, nil when it was removed meanwhile or not measured yet.
 // It names the same mount point as ImageFsInfo does (KUBELET.md 33).
 func writableLayer(snaps *snapshot.Store, mount string) func(id string) *cri.FilesystemUsage {
 	return func(id string) *cri.FilesystemUsage {
-		bytes, inodes, err := snaps.Usage(id)
+		u, err := snaps.Usage(id)
 		if err != nil {
 			return nil
 		}
 		return &cri.FilesystemUsage{
-			Timestamp: time.Now().UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: mount},
-			UsedBytes: &cri.UInt64Value{Value: bytes}, InodesUsed: &cri.UInt64Value{Value: inodes},
+			Timestamp: u.At.UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: mount},
+			UsedBytes: &cri.UInt64Value{Value: u.Bytes}, InodesUsed: &cri.UInt64Value{Value: u.Inodes},
 		}
 	}
 }
