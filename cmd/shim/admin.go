@@ -70,7 +70,7 @@ func checkCommand(f *flags) *cobra.Command {
 		Long: "Look at the kernel's features, the cgroup controllers, the network and at whether all that is recorded as alive is.\n" +
 			"\"ok\" is fine, \"note\" says what works less without something optional, \"bad\" is what pods can't run without or where\n" +
 			"records and kernel disagree. Exit status 1 when anything is bad, or when no daemon answers.",
-		Example: "  shim check\n  shim check -o json | jq '.[] | select(.level == 2)'",
+		Example: "  shim check\n  shim check -o json | jq '.[] | select(.level == \"BAD\")'",
 		Args:    cobra.NoArgs,
 		RunE: f.with(func(c *cobra.Command, _ []string, to *client) error {
 			resp, err := to.admin.Check(c.Context(), &admin.CheckRequest{})
@@ -83,7 +83,7 @@ func checkCommand(f *flags) *cobra.Command {
 					bad++
 				}
 			}
-			err = o.print(c.OutOrStdout(), resp.Findings, "\tSUBJECT\tDETAIL", func(w io.Writer) {
+			err = o.print(c.OutOrStdout(), messages(resp.Findings), "\tSUBJECT\tDETAIL", func(w io.Writer) {
 				for _, finding := range resp.Findings {
 					fmt.Fprintf(w, "%s\t%s\t%s\n", strings.ToLower(finding.Level.String()), finding.Subject, finding.Detail)
 				}

@@ -141,7 +141,7 @@ func verifyCommand(f *flags) *cobra.Command {
 					bad++
 				}
 			}
-			err = o.print(c.OutOrStdout(), resp.Layers, "\tLAYER\tDETAIL", func(w io.Writer) {
+			err = o.print(c.OutOrStdout(), messages(resp.Layers), "\tLAYER\tDETAIL", func(w io.Writer) {
 				for _, l := range resp.Layers {
 					fmt.Fprintf(w, "%s\t%s\t%s\n", strings.ToLower(l.Result.String()), short(strings.TrimPrefix(l.DiffId, "sha256:")), l.Detail)
 				}

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/proto/admin"
@@ -129,6 +131,23 @@ func (o *output) print(w io.Writer, v any, header string, rows func(w io.Writer)
 	default:
 		return o.unknown()
 	}
+}
+
+// message is one of a protocol's as JSON has it: proto3's mapping, in which values of enumerations go by their names and 64-bit numbers
+// are strings; what is zero is there, too.
+type message struct{ proto.Message }
+
+// MarshalJSON implements json.Marshaler.
+func (m message) MarshalJSON() ([]byte, error) {
+	return protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m.Message)
+}
+
+func messages[M proto.Message](list []M) []message {
+	out := make([]message, 0, len(list))
+	for _, m := range list {
+		out = append(out, message{m})
+	}
+	return out
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -53,7 +53,7 @@ func eventsCommand(f *flags) *cobra.Command {
 func (o *output) event(w io.Writer, e *cri.ContainerEventResponse) error {
 	switch o.format {
 	case "json":
-		return json.NewEncoder(w).Encode(e)
+		return json.NewEncoder(w).Encode(message{e})
 	case "table":
 		kind := strings.TrimSuffix(lower(e.ContainerEventType.String(), "CONTAINER_"), "_event")
 		_, err := fmt.Fprintf(w, "%s  %-7s  %s  %s\n", time.Unix(0, e.CreatedAt).Format("2006-01-02T15:04:05.000Z07:00"), kind, short(e.ContainerId), subject(e))

@@ -32,7 +32,7 @@ func imageListCommand(f *flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.print(c.OutOrStdout(), resp.Images, "ID\tSIZE\tSHARED\tNAME", func(w io.Writer) {
+			return o.print(c.OutOrStdout(), messages(resp.Images), "ID\tSIZE\tSHARED\tNAME", func(w io.Writer) {
 				for _, i := range resp.Images {
 					printImage(w, i)
 				}
@@ -87,7 +87,7 @@ func imageInspectCommand(f *flags) *cobra.Command {
 			if resp.Image == nil {
 				return fmt.Errorf("find image %s: no such image", args[0])
 			}
-			return printJSON(c.OutOrStdout(), &inspected{Status: resp.Image, Info: unfold(resp.Info)})
+			return printJSON(c.OutOrStdout(), &inspected{Status: message{resp.Image}, Info: unfold(resp.Info)})
 		}),
 	}
 }

@@ -17,8 +17,13 @@ import (
 
 // podRow is a pod with its containers, as `ps -o json` prints it.
 type podRow struct {
-	Pod        *cri.PodSandbox  `json:"pod"`
-	Containers []*cri.Container `json:"containers"`
+	Pod        *cri.PodSandbox
+	Containers []*cri.Container
+}
+
+// MarshalJSON implements json.Marshaler.
+func (r podRow) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{"pod": message{r.Pod}, "containers": messages(r.Containers)})
 }
 
 func psCommand(f *flags) *cobra.Command {
@@ -108,23 +113,23 @@ func inspectCommand(f *flags) *cobra.Command {
 
 // inspected is a verbose status whose info is unfolded.
 type inspected struct {
-	Status     any                        `json:"status"`
+	Status     message                    `json:"status"`
 	Info       map[string]json.RawMessage `json:"info,omitempty"`
-	Containers []*cri.ContainerStatus     `json:"containers,omitempty"`
+	Containers []message                  `json:"containers,omitempty"`
 }
 
 // inspect asks for a container, a pod and an image of that id, in this order.
 func inspect(c *cobra.Command, id string, to *client) (*inspected, error) {
 	ctr, err := to.ContainerStatus(c.Context(), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err == nil {
-		return &inspected{Status: ctr.Status, Info: unfold(ctr.Info)}, nil
+		return &inspected{Status: message{ctr.Status}, Info: unfold(ctr.Info)}, nil
 	}
 	if status.Code(err) != codes.NotFound {
 		return nil, err
 	}
 	pod, err := to.PodSandboxStatus(c.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 	if err == nil {
-		return &inspected{Status: pod.Status, Info: unfold(pod.Info), Containers: pod.ContainersStatuses}, nil
+		return &inspected{Status: message{pod.Status}, Info: unfold(pod.Info), Containers: messages(pod.ContainersStatuses)}, nil
 	}
 	if status.Code(err) != codes.NotFound {
 		return nil, err
@@ -136,7 +141,7 @@ func inspect(c *cobra.Command, id string, to *client) (*inspected, error) {
 	if img.Image == nil {
 		return nil, fmt.Errorf("find %s: neither a container nor a pod nor an image", id)
 	}
-	return &inspected{Status: img.Image, Info: unfold(img.Info)}, nil
+	return &inspected{Status: message{img.Image}, Info: unfold(img.Info)}, nil
 }
 
 // unfold takes the values that are JSON as such and the others as strings.

@@ -74,7 +74,7 @@ func pullsCommand(f *flags) *cobra.Command {
 				return err
 			}
 			now := time.Now()
-			return o.print(c.OutOrStdout(), resp.Pulls, "IMAGE\tLAYERS\tFETCHED\tSIZE\tSINCE", func(w io.Writer) {
+			return o.print(c.OutOrStdout(), messages(resp.Pulls), "IMAGE\tLAYERS\tFETCHED\tSIZE\tSINCE", func(w io.Writer) {
 				for _, p := range resp.Pulls {
 					done, fetched, total := sum(p)
 					fmt.Fprintf(w, "%s\t%d/%d\t%s\t%s\t%s\n", p.Reference, done, len(p.Layers), size(fetched), size(total), age(p.Since, now))

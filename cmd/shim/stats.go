@@ -39,7 +39,7 @@ func statsCommand(f *flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.print(c.OutOrStdout(), after, "ID\tNAME\tCPU\tMEMORY\tPROCESSES\tRECEIVED\tSENT\tDISK", func(w io.Writer) { printUsages(w, before, after) })
+			return o.print(c.OutOrStdout(), messages(after), "ID\tNAME\tCPU\tMEMORY\tPROCESSES\tRECEIVED\tSENT\tDISK", func(w io.Writer) { printUsages(w, before, after) })
 		}),
 	}
 	o.flag(c)

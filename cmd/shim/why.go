@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -18,9 +19,18 @@ import (
 
 // situation is what `why` prints: what is under way, and how a pod stands that was asked for.
 type situation struct {
-	Operations []*admin.Activity      `json:"operations"`
-	Pod        *cri.PodSandboxStatus  `json:"pod,omitempty"`
-	Containers []*cri.ContainerStatus `json:"containers,omitempty"`
+	Operations []*admin.Activity
+	Pod        *cri.PodSandboxStatus
+	Containers []*cri.ContainerStatus
+}
+
+// MarshalJSON implements json.Marshaler.
+func (e *situation) MarshalJSON() ([]byte, error) {
+	out := map[string]any{"operations": messages(e.Operations)}
+	if e.Pod != nil {
+		out["pod"], out["containers"] = message{e.Pod}, messages(e.Containers)
+	}
+	return json.Marshal(out)
 }
 
 func whyCommand(f *flags) *cobra.Command {
@@ -59,7 +69,7 @@ func situationOf(c *cobra.Command, pod string, to *client) (*situation, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &situation{Operations: append([]*admin.Activity{}, resp.Activities...)}
+	e := &situation{Operations: resp.Activities}
 	if pod == "" {
 		return e, nil
 	}
