@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -216,5 +217,44 @@ func TestShimCheck(t *testing.T) {
 	out, err = n.Shim(kit.Context(t), "check", "-o", "json")
 	if err == nil || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(out, "store: pod "+pod.ID[:12]) || !strings.Contains(out, "no pinned namespace") {
 		t.Errorf("check without the pin: %v\n%s", err, out)
+	}
+}
+
+// TestShimPsAndInspect: a pod is listed with its containers below it, and inspected by a prefix of its id, as is each of them.
+func TestShimPsAndInspect(t *testing.T) {
+	n := node(t)
+	pod := kit.RunPod(t, n)
+	runs, ended := pod.Run(testimage.Busybox, kit.Sleep()), pod.Run(testimage.Busybox, []string{"true"})
+	ended.Exited()
+	shim := func(args ...string) string {
+		out, err := n.Shim(kit.Context(t), args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	below := func(list string) []string {
+		_, rest, _ := strings.Cut(list, "\n"+pod.ID[:12])
+		lines := strings.Split(rest, "\n")
+		end := slices.IndexFunc(lines[1:], func(l string) bool { return !strings.Contains(l, "└") })
+		return lines[1 : 1+end]
+	}
+	if got := below(shim("ps")); len(got) != 1 || !strings.HasPrefix(got[0], runs.ID[:12]) || !strings.Contains(got[0], "running") || !strings.Contains(got[0], testimage.Busybox) {
+		t.Errorf("ps: below the pod %q", got)
+	}
+	if got := below(shim("ps", "-a")); len(got) != 2 {
+		t.Errorf("ps -a: below the pod %q", got)
+	}
+	if got := shim("ps", "-o", "json"); !json.Valid([]byte(got)) || !strings.Contains(got, runs.ID) || strings.Contains(got, ended.ID) {
+		t.Errorf("ps as JSON: %s", got)
+	}
+	for id, want := range map[string][]string{
+		runs.ID[:13]: {runs.ID, "CONTAINER_RUNNING", "SIGNAL_SIGTERM", pod.ID, `"pid"`}, ended.ID[:13]: {"CONTAINER_EXITED", "Completed", `"exit_code": 0`},
+		pod.ID[:13]: {pod.IP(), "SANDBOX_READY", runs.ID, ended.ID}, testimage.Busybox: {"sha256:", testimage.Busybox},
+	} {
+		got := shim("inspect", id)
+		if !json.Valid([]byte(got)) || slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(got, w) }) {
+			t.Errorf("inspect %s: want %q in\n%s", id, want, got)
+		}
 	}
 }
