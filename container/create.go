@@ -109,7 +109,7 @@ func (m *Manager) openPod(pod sandbox.ID) (sandbox.Sandbox, error) {
 		return box, err
 	}
 	if box.State != sandbox.Ready {
-		return box, errs.Newf(errs.Precondition, "pod sandbox %s is not ready", box.ID)
+		return box, errs.Newf(errs.Precondition, "pod sandbox %s is %s, not ready", box.ID, box.State)
 	}
 	return box, nil
 }

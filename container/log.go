@@ -24,12 +24,12 @@ func openLog(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, flags, 0o640)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return nil, fmt.Errorf("open log: %w", err)
+			return nil, fmt.Errorf("open log: %w", errs.OfPath(err))
 		}
 		f, err = os.OpenFile(path, flags, 0o640)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
+		return nil, fmt.Errorf("open log: %w", errs.OfPath(err))
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {

@@ -355,13 +355,13 @@ func makeTargets(root *os.File, targets []launch.Target, owner int) error {
 	for _, t := range targets {
 		if t.File {
 			if err := fsx.TouchInRoot(root, t.Path, 0o644, owner, owner); err != nil {
-				return fmt.Errorf("make mount point: %w", err)
+				return fmt.Errorf("make mount point or working directory: %w", errs.OfPath(err))
 			}
 			continue
 		}
 		dir, err := fsx.MkdirAllInRoot(root, t.Path, 0o755, owner, owner)
 		if err != nil {
-			return fmt.Errorf("make mount point: %w", err)
+			return fmt.Errorf("make mount point or working directory: %w", errs.OfPath(err))
 		}
 		_ = dir.Close()
 	}

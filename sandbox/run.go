@@ -245,6 +245,12 @@ func (m *Manager) makeNamespaces(ctx context.Context, r *record, hostname string
 		Spawn:   proto.Spawn{ID: "ns-" + string(r.ID), CloneFlags: plan.CloneFlags, Cgroup: -1, Run: true},
 		Program: plan.Program, Files: files.Files, Name: "make namespaces",
 	})
+	var failed *client.LaunchError
+	if errors.As(err, &failed) {
+		if kind := launch.Blame(failed.Label, failed.Errno); kind != nil {
+			err = errs.As(kind, err)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -40,6 +40,11 @@ func validateContainer(under string, c *cri.ContainerConfig) error {
 	}
 	for i, d := range c.GetDevices() {
 		f.device(fmt.Sprintf("devices[%d]", i), d)
+		for _, other := range c.GetDevices()[:i] {
+			if d.GetContainerPath() == other.GetContainerPath() && d.GetHostPath() != other.GetHostPath() {
+				f.bad(fmt.Sprintf("devices[%d].container_path", i), "%q is that of %s already", d.GetContainerPath(), other.GetHostPath())
+			}
+		}
 	}
 	for i, d := range c.GetCDIDevices() {
 		f.word(fmt.Sprintf("CDI_devices[%d].name", i), d.GetName())

@@ -45,6 +45,7 @@ func validatePod(under string, c *cri.PodSandboxConfig) error {
 	for i, p := range c.GetPortMappings() {
 		f.portMapping(fmt.Sprintf("port_mappings[%d]", i), p)
 	}
+	f.portsOnce(c.GetPortMappings())
 	f.pairs("labels", c.GetLabels())
 	f.pairs("annotations", c.GetAnnotations())
 	f.absent("windows", c.GetWindows() != nil, "this is a Linux runtime")
@@ -66,6 +67,23 @@ func (f *fields) dns(d *cri.DNSConfig) {
 		if _, err := netip.ParseAddr(s); err != nil {
 			f.bad(fmt.Sprintf("dns_config.servers[%d]", i), "%q is no IP address", s)
 		}
+	}
+}
+
+// portsOnce refuses two mappings of one port of the host: only one of them could be had. The same mapping twice is no matter.
+func (f *fields) portsOnce(all []*cri.PortMapping) {
+	type port struct {
+		protocol cri.Protocol
+		ip       string
+		number   int32
+	}
+	to := map[port]int32{}
+	for i, p := range all {
+		at := port{p.GetProtocol(), p.GetHostIp(), p.GetHostPort()}
+		if other, taken := to[at]; taken && at.number != 0 && other != p.GetContainerPort() {
+			f.bad(fmt.Sprintf("port_mappings[%d].host_port", i), "%d goes to container port %d already", at.number, other)
+		}
+		to[at] = p.GetContainerPort()
 	}
 }
 

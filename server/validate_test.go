@@ -84,6 +84,9 @@ func podFaults() []podFault {
 		{"port_mappings[0].container_port", port(&cri.PortMapping{HostPort: 80})},
 		{"port_mappings[0].container_port", port(&cri.PortMapping{ContainerPort: -1})},
 		{"port_mappings[0].host_ip", port(&cri.PortMapping{HostIp: "x"})},
+		{"port_mappings[1].host_port", func(c *cri.PodSandboxConfig) {
+			c.PortMappings = []*cri.PortMapping{{HostPort: 80, ContainerPort: 1}, {HostPort: 80, ContainerPort: 2}}
+		}},
 		{"port_mappings[0].protocol", port(&cri.PortMapping{Protocol: 9})},
 		{"labels", func(c *cri.PodSandboxConfig) { c.Labels = map[string]string{"": "x"} }},
 		{"annotations", func(c *cri.PodSandboxConfig) { c.Annotations = map[string]string{"": "x"} }},
@@ -234,6 +237,9 @@ func containerFaults() []containerFault {
 		{"devices[0].container_path", device(&cri.Device{HostPath: "/dev/x"})},
 		{"devices[0].host_path", device(&cri.Device{ContainerPath: "/dev/x"})},
 		{"devices[0].permissions", device(&cri.Device{ContainerPath: "/dev/x", HostPath: "/dev/x", Permissions: "rx"})},
+		{"devices[1].container_path", func(c *cri.ContainerConfig) {
+			c.Devices = []*cri.Device{{ContainerPath: "/dev/x", HostPath: "/dev/a"}, {ContainerPath: "/dev/x", HostPath: "/dev/b"}}
+		}},
 		{"CDI_devices[0].name", func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{}} }},
 		{"labels", func(c *cri.ContainerConfig) { c.Labels = map[string]string{"": ""} }},
 		{"annotations", func(c *cri.ContainerConfig) { c.Annotations = map[string]string{"": ""} }},

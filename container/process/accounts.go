@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"crishim.dev/image"
 	"crishim.dev/internal/errs"
 	"crishim.dev/internal/fsx"
@@ -34,11 +32,8 @@ func readAccounts(root *os.File) (Accounts, error) {
 	var a Accounts
 	for path, dst := range map[string]*[]byte{"/etc/passwd": &a.passwd, "/etc/group": &a.group} {
 		b, err := fsx.ReadFileInRoot(root, path, accountsLimit)
-		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) { // the image has it so
-			err = errs.As(errs.Invalid, err)
-		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return a, fmt.Errorf("read the image's accounts: %w", err)
+			return a, fmt.Errorf("read the image's accounts: %w", errs.OfPath(err))
 		}
 		*dst = b
 	}

@@ -171,7 +171,7 @@ func fillDev(root *os.File, tty bool, list []Device, owner int) error {
 			continue
 		}
 		if err := mkdirs(dir, path.Dir(rel), owner); err != nil {
-			return err
+			return fmt.Errorf("devices: %s: %w", d.Target, errs.OfPath(err))
 		}
 		err := makeNode(dir, launch.Node{Path: rel, Mode: d.Mode, Dev: d.Dev})
 		if errors.Is(err, unix.EEXIST) { // a standard one; privileged containers ask for those too
@@ -181,7 +181,7 @@ func fillDev(root *os.File, tty bool, list []Device, owner int) error {
 			err = unix.Fchownat(dir, rel, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", rel, err)
+			return fmt.Errorf("devices: %s: %w", d.Target, errs.OfPath(err))
 		}
 	}
 	return nil
@@ -232,7 +232,7 @@ func mkdirs(dir int, rel string, owner int) error {
 		err = unix.Fchownat(dir, rel, owner, owner, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", rel, err)
+		return fmt.Errorf("make directory %s: %w", rel, err)
 	}
 	return nil
 }

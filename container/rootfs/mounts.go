@@ -72,7 +72,7 @@ func OpenVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 	if _, err := os.Stat(host); errors.Is(err, os.ErrNotExist) {
 		// As containerd and Docker do: kubelet checks hostPath types itself before.
 		if err := os.MkdirAll(host, 0o755); err != nil {
-			return nil, fmt.Errorf("make missing host path: %w", err)
+			return nil, fmt.Errorf("make missing host_path: %w", errs.OfPath(err))
 		}
 	}
 	if err := checkPropagation(host, mt.GetPropagation()); err != nil {
@@ -80,7 +80,7 @@ func OpenVolume(mt *cri.Mount, userNS *os.File) (f *os.File, err error) {
 	}
 	f, err = openTree(host, unix.AT_RECURSIVE)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("host_path: %w", errs.OfPath(err))
 	}
 	if len(mt.GetUidMappings()) > 0 {
 		if err := MapOwners(f, userNS); err != nil {
@@ -156,7 +156,7 @@ func checkPropagation(path string, want cri.MountPropagation) error {
 	}
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st); err != nil { // Linux 5.8
-		return &os.PathError{Op: "statx", Path: path, Err: err}
+		return fmt.Errorf("host_path: %w", errs.OfPath(&os.PathError{Op: "statx", Path: path, Err: err}))
 	}
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

@@ -9,6 +9,7 @@ package errs
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // The kinds. Test with errors.Is(err, errs.NotFound).
@@ -52,4 +53,15 @@ func As(kind, err error) error {
 // Newf makes an error of the kind kind; format and args are those of fmt.Errorf, %w included.
 func Newf(kind error, format string, args ...any) error {
 	return &kinded{kind: kind, cause: fmt.Errorf(format, args...)}
+}
+
+// OfPath gives err the kind Invalid where the reason is a path that the caller or an image has chosen: it goes through what is no
+// directory, leads in circles, is too long, or is a directory where a file must be.
+func OfPath(err error) error {
+	for _, reason := range []error{syscall.ENOTDIR, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EISDIR} {
+		if errors.Is(err, reason) {
+			return As(Invalid, err)
+		}
+	}
+	return err
 }

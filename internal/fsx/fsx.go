@@ -138,12 +138,12 @@ func split(path string) []string {
 
 func join(parts []string) string { return "/" + strings.Join(parts, "/") }
 
-// TouchInRoot makes an empty regular file at path below root unless something is there, with its missing parents. It is what
-// a file is mounted over. A dangling symbolic link is followed inside the root and its target made.
+// TouchInRoot makes an empty regular file at path below root unless there is one, or another file, with its missing parents. It is what
+// a file is mounted over, so that a directory there is EISDIR. A dangling symbolic link is followed inside the root and its target made.
 func TouchInRoot(root *os.File, path string, mode uint32, uid, gid int) error {
 	for range maxLinks {
 		if fd, err := openat2(int(root.Fd()), path, unix.O_PATH, 0); err == nil {
-			return unix.Close(fd)
+			return notDirectory(fd, path)
 		}
 		next, err := touch(root, path, mode, uid, gid)
 		if err != nil || next == "" {
@@ -152,6 +152,19 @@ func TouchInRoot(root *os.File, path string, mode uint32, uid, gid int) error {
 		path = next
 	}
 	return &os.PathError{Op: "create", Path: path, Err: unix.ELOOP}
+}
+
+// notDirectory closes fd, and fails if it is a directory's.
+func notDirectory(fd int, path string) error {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = unix.EISDIR
+	}
+	if err != nil {
+		err = &os.PathError{Op: "create", Path: path, Err: err}
+	}
+	return errors.Join(err, unix.Close(fd))
 }
 
 // touch makes the file, or gives the path that a dangling link in its place leads to.

@@ -117,6 +117,9 @@ func TestTouchKeepsWhatIsThere(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "f")); err != nil || string(b) != "kept" {
 		t.Fatalf("%q %v", b, err)
 	}
+	if err := TouchInRoot(root, "x/y", 0o644, 0, 0); !errors.Is(err, unix.EISDIR) {
+		t.Errorf("a directory: %v", err)
+	}
 	for _, p := range []string{"x/y/z", "run/stub"} {
 		if st, err := os.Stat(filepath.Join(dir, p)); err != nil || !st.Mode().IsRegular() {
 			t.Fatalf("%v %v", st, err)
