@@ -5,11 +5,18 @@ package server
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim.dev/container"
+	"crishim.dev/event"
 	"crishim.dev/sandbox"
 )
 
@@ -85,5 +92,60 @@ func TestKubelet12Events(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSlowConsumerIsTold: over the socket, a consumer that does not read holds nobody up. It gets all that was kept for it, in order and
+// without a gap, and then the news that it has lost the rest.
+func TestSlowConsumerIsTold(t *testing.T) {
+	n := newNode()
+	pods, ctrs := fakePods{n}, fakeContainers{n}
+	p := NewPublisher(pods, ctrs)
+	defer p.Close()
+	s := New(Options{Sandboxes: pods, Containers: ctrs, Events: p, Log: slog.New(slog.DiscardHandler)})
+	path := filepath.Join(t.TempDir(), "shim.sock")
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	conn := dialSocket(t, path)
+	defer func() {
+		_ = conn.Close()
+		s.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	cfg := podConfig()
+	cfg.Annotations["fat"] = strings.Repeat("x", 1<<10)
+	pod, err := pods.Run(t.Context(), cfg, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := cri.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(), &cri.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p.stream.Consumers() == 0 {
+		runtime.Gosched()
+	}
+	for i := 0; p.stream.Consumers() > 0; i++ {
+		p.publish(fmt.Sprint(i), pod, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	last := int64(0)
+	for i := 0; ; i++ {
+		e, err := events.Recv()
+		if err != nil {
+			if status.Code(err) != codes.ResourceExhausted || i < event.DefaultQueue {
+				t.Errorf("after %d events: %v; want ResourceExhausted after %d or more", i, err, event.DefaultQueue)
+			}
+			return
+		}
+		if e.ContainerId != fmt.Sprint(i) || e.CreatedAt <= last {
+			t.Fatalf("event %d is %s at %d, after one at %d", i, e.ContainerId, e.CreatedAt, last)
+		}
+		last = e.CreatedAt
 	}
 }

@@ -191,3 +191,41 @@ func TestPortForwardClientGone(t *testing.T) {
 		t.Error("the pod's side goes on")
 	}
 }
+
+// TestPortForwardPodEndsFirst: a pod that has said all ends its direction alone; what the client still has to say gets through.
+func TestPortForwardPodEndsFirst(t *testing.T) {
+	s := start(t, nil)
+	s.dialLoopback()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	heard := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "said all")
+		_ = c.(*net.TCPConn).CloseWrite()
+		data, _ := io.ReadAll(c)
+		heard <- string(data)
+	}()
+	data, errStream := forward(t, s.spdyForward(t), l.Addr().(*net.TCPAddr).Port, 1)
+	if got := readAll(t, data); got != "said all" {
+		t.Errorf("got %q", got)
+	}
+	text := strings.Repeat("not yet", 100000)
+	if _, err := io.WriteString(data, text); err != nil {
+		t.Error(err)
+	}
+	_ = data.Close()
+	if got := <-heard; got != text {
+		t.Errorf("the pod heard %d bytes of %d", len(got), len(text))
+	}
+	if got := readAll(t, errStream); got != "" {
+		t.Errorf("error %q", got)
+	}
+}
