@@ -3,6 +3,7 @@
 package launch
 
 import (
+	"errors"
 	"syscall"
 	"testing"
 
@@ -26,7 +27,7 @@ func TestBlame(t *testing.T) {
 		{"clone", syscall.EINVAL, nil},
 		{"", 0, nil},
 	} {
-		if got := Blame(tt.label, tt.reason); got != tt.want {
+		if got := Blame(tt.label, tt.reason); !errors.Is(got, tt.want) {
 			t.Errorf("%s: %v: %v; want %v", tt.label, tt.reason, got, tt.want)
 		}
 	}
