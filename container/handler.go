@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim.dev/cgroup"
-	"crishim.dev/internal/errs"
 	"crishim.dev/keeper/client"
 	"crishim.dev/launch"
 	"crishim.dev/proto"
@@ -74,7 +73,7 @@ func (h programs) Start(ctx context.Context, s Start) (*client.Process, error) {
 		Program: plan.Program, Log: s.Log, Files: s.Files, Name: s.Name,
 	})
 	if err != nil || !held {
-		return p, blamed(err)
+		return p, launch.Blamed(err)
 	}
 	// It waits at its gate until it is in its cgroup.
 	defer p.PIDFD.Close()
@@ -82,7 +81,7 @@ func (h programs) Start(ctx context.Context, s Start) (*client.Process, error) {
 		return nil, errors.Join(err, unix.PidfdSendSignal(int(p.PIDFD.Fd()), unix.SIGKILL, nil, 0))
 	}
 	p, err = h.keeper.Release(ctx, s.ID, s.Name, plan.Program)
-	return p, blamed(err)
+	return p, launch.Blamed(err)
 }
 
 // Exec implements Handler.
@@ -95,17 +94,5 @@ func (h programs) Exec(ctx context.Context, e Exec) (*client.Process, error) {
 		Spawn:   proto.Spawn{ID: e.ID, CloneFlags: plan.CloneFlags, Cgroup: int32(plan.Cgroup)},
 		Program: plan.Program, Files: e.Files, Name: e.Name,
 	})
-	return p, blamed(err)
-}
-
-// blamed gives a failed launch the kind that launch has for the step.
-func blamed(err error) error {
-	var l *client.LaunchError
-	if !errors.As(err, &l) {
-		return err
-	}
-	if kind := launch.Blame(l.Label, l.Errno); kind != nil {
-		return errs.As(kind, err)
-	}
-	return err
+	return p, launch.Blamed(err)
 }

@@ -3,6 +3,7 @@
 package launch
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"syscall"
@@ -10,10 +11,17 @@ import (
 	"crishim.dev/internal/errs"
 )
 
-// Blame is the kind of a launch's failure at the step that label names: errs.Invalid where the request or the image names what can't be, a
-// program or directory that is not there or a sysctl's bad value; errs.Unsupported where this kernel has no such sysctl. It is nil for
-// all else: the fault may be ours.
-func Blame(label string, reason syscall.Errno) error {
+// Blamed gives a failed launch its kind: errs.Invalid where the request or the image names what can't be, a program or directory that is not
+// there or a sysctl's bad value; errs.Unsupported where this kernel has no such sysctl. All else stays as it is: the fault may be ours. What
+// failed is known from a Step method, which *client.LaunchError has: the step's label and the kernel's reason.
+func Blamed(err error) error {
+	var failed interface {
+		Step() (label string, reason syscall.Errno)
+	}
+	if !errors.As(err, &failed) {
+		return err
+	}
+	label, reason := failed.Step()
 	path := []syscall.Errno{syscall.ENOTDIR, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EISDIR}
 	for _, b := range []struct {
 		step    string
@@ -29,8 +37,8 @@ func Blame(label string, reason syscall.Errno) error {
 		{"set sysctl ", []syscall.Errno{syscall.ENOENT, syscall.EACCES, syscall.EPERM}, errs.Unsupported},
 	} {
 		if strings.HasPrefix(label, b.step) && slices.Contains(b.reasons, reason) {
-			return b.kind
+			return errs.As(b.kind, err)
 		}
 	}
-	return nil
+	return err
 }

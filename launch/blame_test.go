@@ -4,13 +4,23 @@ package launch
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
 
 	"crishim.dev/internal/errs"
 )
 
-func TestBlame(t *testing.T) {
+// failure is a failed launch.
+type failure struct {
+	label  string
+	reason syscall.Errno
+}
+
+func (f failure) Error() string                 { return f.label }
+func (f failure) Step() (string, syscall.Errno) { return f.label, f.reason }
+
+func TestBlamed(t *testing.T) {
 	for _, tt := range []struct {
 		label  string
 		reason syscall.Errno
@@ -27,8 +37,12 @@ func TestBlame(t *testing.T) {
 		{"clone", syscall.EINVAL, nil},
 		{"", 0, nil},
 	} {
-		if got := Blame(tt.label, tt.reason); !errors.Is(got, tt.want) {
-			t.Errorf("%s: %v: %v; want %v", tt.label, tt.reason, got, tt.want)
+		err := fmt.Errorf("launch: %w", failure{tt.label, tt.reason})
+		got := Blamed(err)
+		for _, kind := range []error{errs.Invalid, errs.Unsupported} {
+			if errors.Is(got, kind) != errors.Is(kind, tt.want) || got.Error() != err.Error() {
+				t.Errorf("%s: %v: %v; want %v", tt.label, tt.reason, got, tt.want)
+			}
 		}
 	}
 }

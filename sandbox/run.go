@@ -245,14 +245,8 @@ func (m *Manager) makeNamespaces(ctx context.Context, r *record, hostname string
 		Spawn:   proto.Spawn{ID: "ns-" + string(r.ID), CloneFlags: plan.CloneFlags, Cgroup: -1, Run: true},
 		Program: plan.Program, Files: files.Files, Name: "make namespaces",
 	})
-	var failed *client.LaunchError
-	if errors.As(err, &failed) {
-		if kind := launch.Blame(failed.Label, failed.Errno); kind != nil {
-			err = errs.As(kind, err)
-		}
-	}
 	if err != nil {
-		return nil, err
+		return nil, launch.Blamed(err)
 	}
 	defer func() { closeAll(append(p.Files, p.PIDFD), socket) }()
 	if len(p.Files) != len(kinds) {

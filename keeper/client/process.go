@@ -73,6 +73,9 @@ func (e *LaunchError) Error() string {
 
 func (e *LaunchError) Unwrap() error { return e.Errno }
 
+// Step is what failed, and why.
+func (e *LaunchError) Step() (label string, reason syscall.Errno) { return e.Label, e.Errno }
+
 // retrySpawn is the time between attempts while an earlier process of the same id is on its way out.
 const retrySpawn = 2 * time.Millisecond
 
