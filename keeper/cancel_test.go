@@ -50,7 +50,35 @@ func TestCancelledCallsLeaveNoDescriptor(t *testing.T) {
 	})
 	wg.Wait()
 	p.settled(0, 0)
+	defer func() {
+		if t.Failed() {
+			t.Logf("before: %q, now: %q", before, descriptors(t))
+		}
+	}()
 	waitFor(t, "return to the descriptors of before", func() bool { return len(descriptors(t)) <= len(before) })
+}
+
+// TestClosedClientLeavesNoDescriptor: a client that is closed while a list of several packets comes in keeps none of its pidfds.
+func TestClosedClientLeavesNoDescriptor(t *testing.T) {
+	p := newPair(t)
+	s := p.container("", "", "cat")
+	for i := range 300 {
+		s.ID = fmt.Sprintf("p-%d", i)
+		pr, err := p.c.Spawn(timeout(t), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pr.Close()
+	}
+	before := descriptors(t)
+	for range 100 {
+		if err := p.connect().Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := descriptors(t); len(now) > len(before) {
+		t.Errorf("%d descriptors before, %d now: %q", len(before), len(now), now)
+	}
 }
 
 // giveUp makes a call of one kind or another; what comes of it in time is closed.

@@ -312,16 +312,18 @@ func (c *Client) deliver(seq uint64, m proto.Message, fds []int) {
 	}
 	k.part.procs, k.part.fds = append(k.part.procs, l.Processes...), append(k.part.fds, fds...)
 	if !l.More {
-		k.part.msg = l
-		c.finishLocked(seq, k.part)
+		whole := k.part
+		whole.msg, k.part = l, reply{}
+		c.finishLocked(seq, whole)
 	}
 }
 
-// finishLocked ends a call. An answer that nobody waits for any more is closed by whoever gave up.
+// finishLocked ends a call; a part of another answer than r is dropped. An answer that nobody waits for any more is closed by whoever gave up.
 func (c *Client) finishLocked(seq uint64, r reply) {
 	k := c.calls[seq]
 	delete(c.calls, seq)
 	closeAll(k.fds)
+	closeAll(k.part.fds)
 	if k.reply == nil {
 		closeAll(r.fds)
 		return
@@ -377,8 +379,6 @@ func (c *Client) ask(ctx context.Context, m proto.Message, files ...*os.File) (r
 	case <-ctx.Done():
 		c.mu.Lock()
 		if c.calls[seq] == k {
-			closeAll(k.part.fds)
-			k.part = reply{}
 			c.finishLocked(seq, reply{})
 		}
 		c.mu.Unlock()

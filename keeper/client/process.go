@@ -193,6 +193,7 @@ func (c *Client) Processes(ctx context.Context) ([]proto.Process, []*os.File, er
 			next++
 		}
 	}
+	closeAll(r.fds[next:])
 	return r.procs, files, nil
 }
 
